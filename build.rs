@@ -1,6 +1,7 @@
 //! Passes the commit and the compiler version to the binary.
 //!
-//! It also makes cargo notice new migrations: they are compiled in, and cargo does not detect added files by itself.
+//! The script also rebuilds the binary after a migration was added, because migrations are compiled in and cargo does
+//! not detect added files by itself.
 use std::{
     env,
     path::Path,
@@ -9,7 +10,7 @@ use std::{
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    // Cargo treats a missing path as changed, and would rebuild every time.
+    // Cargo treats a missing path as changed, so a missing directory would cause a rebuild every time.
     if Path::new("migrations").exists() {
         println!("cargo:rerun-if-changed=migrations");
     }
@@ -22,15 +23,16 @@ fn main() {
     println!("cargo:rustc-env=BUILD_RUSTC={}", version.unwrap_or_else(|| "unknown".into()));
 }
 
-/// Returns `GIT_COMMIT`, which builds without a repository (containers) set; otherwise the commit that git reports.
+/// Returns `GIT_COMMIT` if it is set: builds without a repository, such as those of container images, set it. Otherwise
+/// returns the commit that git reports.
 fn commit() -> Option<String> {
     if let Some(commit) = env::var("GIT_COMMIT").ok().filter(|commit| !commit.trim().is_empty()) {
         return Some(commit.trim().to_owned());
     }
-    // Every commit and every checkout adds a line to this file.
-    let moves = output_of(Command::new("git").args(["rev-parse", "--git-path", "logs/HEAD"]))?;
-    if Path::new(&moves).exists() {
-        println!("cargo:rerun-if-changed={moves}");
+    // Every commit and every checkout adds a line to this file, so its change means that the commit may have changed.
+    let head_log = output_of(Command::new("git").args(["rev-parse", "--git-path", "logs/HEAD"]))?;
+    if Path::new(&head_log).exists() {
+        println!("cargo:rerun-if-changed={head_log}");
     }
     output_of(Command::new("git").args(["rev-parse", "--short=12", "HEAD"]))
 }

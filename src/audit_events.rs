@@ -1,4 +1,5 @@
-//! The route that lists audit events. It is part of the service because the service decides who may read the audit log.
+//! The route that lists audit events. The route is in the service and not in `platform`, because the service's roles
+//! decide who is allowed to read the audit log.
 use axum::{Json, extract::State};
 use platform::{
     audit::{self, AuditEvent, Filter},

@@ -1,4 +1,4 @@
-//! The settings of the service, assembled from the groups that its modules declare.
+//! The settings of the service. Each module declares the group of its own settings.
 use std::time::Duration;
 
 use platform::{
@@ -13,17 +13,18 @@ use crate::{accounts, slices};
 /// Minimum length of `OPS_TOKEN`, in characters.
 const MIN_OPS_TOKEN_LENGTH: usize = 16;
 
-/// Minimum time for draining. The export of the last spans and log lines takes up to two seconds of this time.
+/// Minimum time between the end of the grace period and the shutdown deadline, for requests and workers to end. Two
+/// seconds of this time are reserved for the export of the last spans and log lines.
 const MIN_DRAIN_TIME: Duration = Duration::from_secs(3);
 
 platform::settings! {
-    /// Every setting, grouped by the module that uses it.
+    /// All settings of the service, in one group for each module.
     pub struct Config {
         /// The process.
         process: Process,
         /// PostgreSQL.
         database: database::Settings,
-        /// The two listeners, and the limits of what they accept.
+        /// The two listeners, and their limits.
         http: http::Settings,
         /// Users and sessions.
         accounts: accounts::Settings,
@@ -33,7 +34,7 @@ platform::settings! {
         logs: telemetry::Logs,
         /// OpenTelemetry.
         opentelemetry: telemetry::OpenTelemetry,
-        /// The alerts that the service sends itself.
+        /// The alerts that the service sends without Prometheus.
         alerts: alerts::Settings,
         /// Shutdown.
         shutdown: shutdown::Settings,
@@ -43,7 +44,7 @@ platform::settings! {
 }
 
 impl Config {
-    /// Reads every setting, and checks the rules between them.
+    /// Reads every setting, and checks the rules between settings.
     ///
     /// # Errors
     /// All mistakes in the settings, together.
@@ -59,7 +60,7 @@ impl Config {
         let Self { process, database, http, slices, shutdown, .. } = self;
         slices.check(process.environment, http, reader);
         database.check(process.environment, reader);
-        // The rule uses the effective grace period: outside of development and test, it has a default.
+        // The rule uses the effective grace period, which has a default of 5 seconds outside of development and test.
         if self.shutdown_grace() + MIN_DRAIN_TIME > shutdown.deadline {
             let name =
                 if shutdown.grace.is_some() { "SHUTDOWN_GRACE_SECONDS" } else { "SHUTDOWN_DEADLINE_SECONDS" };

@@ -2,15 +2,16 @@
 //! requests.
 //!
 //! - [`cli`]: the command line
-//! - [`config`]: the settings, assembled from the groups that the modules declare
-//! - [`service`]: the wiring: creates and ends everything that lives as long as the process
+//! - [`config`]: the settings, in the groups that the modules declare
+//! - [`service`]: the wiring: starts and stops everything that lives as long as the process
 //! - [`api`]: the API's router: the routes, the layers and their order, the `OpenAPI` document
 //! - [`accounts`]: users, roles, sessions, and the authentication layer
 //! - [`audit_events`]: the route that lists audit events
-//! - [`slices`]: the list of the domain's slices, each of which is a submodule
+//! - [`slices`]: the slices, each of which is a submodule. A slice is one capability of the domain, with its rules, SQL
+//!   and routes
 //!
-//! Each slice is short: `model.rs` has the rules and no I/O, `store.rs` the SQL, `routes.rs` the HTTP. Slices use the
-//! crate `platform`, and the items that other slices re-export in their `mod.rs`.
+//! In each slice, `model.rs` has the rules and no I/O, `store.rs` the SQL, and `routes.rs` the HTTP. A slice uses
+//! `platform`, `accounts`, and the items that other slices re-export in their `mod.rs`.
 pub mod accounts;
 pub mod api;
 pub mod audit_events;

@@ -1,8 +1,9 @@
 //! Failed logins, counted before the password is verified (NIST SP 800-53 AC-7).
 //!
-//! If attempts were counted after verification, a hundred parallel attempts could pass while the first is still being
-//! hashed. Attempts on unknown accounts are counted too. Attempts are counted by `ClientAddress::network`, like the
-//! rate limits. A client with one address of an IPv6 /64 network usually controls the whole network.
+//! If attempts were counted after verification, a hundred parallel attempts could pass while the password of the first
+//! is still being hashed. Attempts on unknown accounts are counted too, so that a lockout does not reveal whether an
+//! account exists. Attempts are counted by `ClientAddress::network`, like the rate limits, because a client with one
+//! address of an IPv6 /64 network usually controls the whole network.
 use std::{
     net::IpAddr,
     sync::{Arc, OnceLock},
@@ -15,19 +16,19 @@ use sha2::Sha256;
 
 use super::Settings;
 
-/// Value of the address in the row that counts an account's attempts from all networks.
+/// Value of the column `address` in the row that counts an account's attempts from all networks.
 const ALL_NETWORKS: &str = "*";
 
-/// Factor between an account's ceiling for all networks and its ceiling for one network. With the same ceiling, five
-/// failed attempts of an attacker would lock the owner out.
+/// Factor between an account's limit for all networks and its limit for one network. With the same limit for both, a
+/// few failed attempts of an attacker in one network would lock the owner out everywhere.
 const ALL_NETWORKS_FACTOR: i32 = 10;
 
-/// Limit of failed logins and duration of a lockout. Cheap to clone.
+/// Maximum number of failed logins, and duration of a lockout. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Lockout {
     attempts: i32,
     duration: Duration,
-    /// Key of the pseudonyms. It is read from the database at the first attempt, and never changes.
+    /// Key of the pseudonyms. The key is read from the database at the first attempt, and never changes.
     key: Arc<OnceLock<Vec<u8>>>,
 }
 
@@ -36,21 +37,22 @@ pub(super) struct Lockout {
 pub(super) enum AttemptResult {
     /// The attempt is within the limits.
     Allowed,
-    /// The attempt exceeds a limit. It fails, and so do all later ones until the lockout ends.
+    /// The attempt exceeds a limit. This attempt and all later ones fail until the lockout ends.
     LockedOut {
         /// True for the attempt that began the lockout.
         begins: bool,
     },
 }
 
-/// Keyed hash of an e-mail address, for the table of attempts and the audit log. The hash joins rows of both, and a
-/// copy of either does not reveal the addresses. The hash has a key because e-mail addresses can be guessed.
+/// Keyed hash of an e-mail address, in the table of attempts and in the audit log. The same address has the same hash
+/// in both, and a copy of either does not reveal the address. Without the key, an attacker could hash guessed addresses
+/// and compare the results.
 pub(super) struct Pseudonym([u8; 32]);
 
 impl Pseudonym {
     #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
     fn new(key: &[u8], email: &str) -> Self {
-        let hmac = Hmac::<Sha256>::new_from_slice(key).expect("any length is a key");
+        let hmac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC rejected the length of the key");
         Self(hmac.chain_update(email.trim().to_lowercase()).finalize().into_bytes().into())
     }
 
@@ -83,10 +85,10 @@ impl Lockout {
     }
 
     /// Counts one attempt, atomically, for the account from this network and for the account from all networks. An
-    /// attempt that the network's own lockout rejects does not count for all networks. Otherwise one network could lock
-    /// the owner out everywhere.
+    /// attempt beyond the network's own limit does not count for all networks. Otherwise one network could lock the
+    /// owner out everywhere.
     ///
-    /// Attempts up to the ceiling extend the expiry of the count. Attempts beyond the ceiling do not, so that a lockout
+    /// Attempts up to the limit extend the expiry of the count. Attempts beyond the limit do not, so that a lockout
     /// ends after its configured duration.
     pub(super) async fn count(
         &self,
@@ -94,7 +96,7 @@ impl Lockout {
         account: &Pseudonym,
         network: IpAddr,
     ) -> Result<AttemptResult, sqlx::Error> {
-        let (ceiling, ceiling_of_all_networks) = (self.attempts, self.attempts * ALL_NETWORKS_FACTOR);
+        let (limit, limit_of_all_networks) = (self.attempts, self.attempts * ALL_NETWORKS_FACTOR);
         let statement = sqlx::query!(
             r#"
             with from_network as (
@@ -130,17 +132,17 @@ impl Lockout {
             "#,
             account.0.as_slice(),
             network.to_string(),
-            ceiling,
+            limit,
             ALL_NETWORKS,
-            ceiling_of_all_networks,
+            limit_of_all_networks,
             self.duration.as_secs_f64(),
         );
         let attempts = database
             .run("login_attempts.upsert", async |connection| statement.fetch_one(connection).await)
             .await?;
-        let beyond_network = attempts.from_network.saturating_sub(ceiling);
+        let beyond_network = attempts.from_network.saturating_sub(limit);
         let beyond_all_networks =
-            attempts.from_anywhere.unwrap_or_default().saturating_sub(ceiling_of_all_networks);
+            attempts.from_anywhere.unwrap_or_default().saturating_sub(limit_of_all_networks);
         Ok(match beyond_network.max(beyond_all_networks) {
             ..=0 => AttemptResult::Allowed,
             beyond => AttemptResult::LockedOut { begins: beyond == 1 },
@@ -176,7 +178,7 @@ impl Lockout {
     }
 }
 
-/// Deletes a batch of expired counts and returns their number.
+/// Deletes a batch of expired attempt counts, and returns the number of deleted rows.
 pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
     let statement = sqlx::query!(
         r#"

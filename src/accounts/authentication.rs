@@ -1,5 +1,5 @@
-//! The authentication layer: it turns the token of a request into a [`Caller`]. The layer also counts and audits every
-//! denied access on the way back, so that no handler can forget it.
+//! The authentication layer: turns the token of a request into a [`Caller`]. When a response denies access, the layer
+//! counts and audits the denial, so that no handler has to.
 use std::sync::Arc;
 
 use axum::{
@@ -25,7 +25,7 @@ use super::{
     sessions,
 };
 
-/// Name of the limit by caller in the `RateLimit` headers.
+/// Name of the rate limit for each caller, in the `RateLimit` headers.
 const BY_CALLER: &str = "caller";
 
 /// State of the authentication layer. Cheap to clone.
@@ -37,7 +37,7 @@ pub struct Authentication {
 }
 
 impl Authentication {
-    /// Authenticates against `database`, and limits each caller to `requests_per_second`.
+    /// Creates a layer that finds sessions in `database`, and limits each caller to `requests_per_second`.
     pub fn new(database: Database, denials: Denials, requests_per_second: u32) -> Self {
         Self { database, denials, by_caller: Arc::new(RateLimiter::per_second(requests_per_second)) }
     }
@@ -48,7 +48,8 @@ impl Authentication {
     }
 }
 
-/// Authenticates the request. A request without a token continues without a caller, because some routes are public. A request with an invalid token is rejected on every route (RFC 6750, section 3.1).
+/// Authenticates the request. A request without a token continues without a caller, because some routes are public. A
+/// request with an invalid token is rejected on every route (RFC 6750, section 3.1).
 pub async fn authenticate(State(layer): State<Authentication>, mut request: Request, next: Next) -> Response {
     let mut rate_limit = None;
     if let Some(token) = bearer_token(request.headers()) {
@@ -81,8 +82,8 @@ pub async fn authenticate(State(layer): State<Authentication>, mut request: Requ
     response
 }
 
-/// Counts and audits a denied access. The access stays denied if the audit event cannot be recorded; that failure is
-/// counted and logged.
+/// Counts and audits a denied access. If the audit event cannot be recorded, the access stays denied, and the failure
+/// is counted and logged.
 async fn record_denial(denials: &Denials, denial: Denial) {
     AUTHORIZATION_DENIALS.with_label_values(&[denial.reason]).inc();
     let event = Event::new(EventType::Authorization, denial.resource, "access", EventResult::Denied)

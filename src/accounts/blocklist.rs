@@ -1,20 +1,22 @@
 //! Passwords that attackers try first (NIST SP 800-63B-4, section 3.1.1.2), rejected wherever a password is chosen.
 //!
-//! The check is a look-up instead of an estimate of strength. The time of an estimate depends on the password, so an
-//! unauthenticated client could choose the cost of the computation. The whole password is compared, never a part of it.
+//! The check looks the password up, and does not estimate its strength. The time of an estimate depends on the
+//! password, so an unauthenticated client could choose the cost of the computation. The whole password is compared with
+//! each entry, never a part of the password.
 use passwords::analyzer::is_common_password;
 
-/// Returns whether the password is a common one, or the name of its user or of this service.
+/// Returns whether the password is a common one, or derived from the user's e-mail address or name, or from the name of
+/// this service.
 pub(super) fn contains(password: &str, email: &str, name: &str) -> bool {
     let account = email.split('@').next().unwrap_or_default();
     let names = [email, account, name, env!("CARGO_PKG_NAME")].into_iter().chain(name.split_whitespace());
-    // The list has some passwords only with capital letters, so the exact case is looked up too.
+    // The list has some passwords only with capital letters, so the password is looked up unchanged and in lower case.
     is_common_password(password)
         || is_common_password(password.to_lowercase())
         || names.map(normalized).any(|name| is_derived(&normalized(password), &name))
 }
 
-/// Returns whether the password is the name, with or without digits around it.
+/// Returns whether the password is the name, with or without digits before and after the name.
 fn is_derived(password: &str, name: &str) -> bool {
     let is_same = |password: &str, name: &str| !name.is_empty() && password == name;
     is_same(password, name)
@@ -46,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_added_signs_and_digits_is_rejected() {
+    fn a_name_with_added_digits_and_punctuation_is_rejected() {
         for name in [
             "ada.lovelace1815@example.com",
             "Ada-Lovelace",

@@ -16,8 +16,8 @@ use super::{
 };
 
 /// Maximum number of verifications of one request's credentials. A concurrent request can replace the hash after the
-/// first verification. The second one fails if that request changed the password, and succeeds if it only rehashed the
-/// password.
+/// first verification. The second verification fails if the concurrent request changed the password, and succeeds if
+/// that request only rehashed the same password.
 const MAX_VERIFICATIONS: u32 = 2;
 
 impl Accounts {
@@ -27,7 +27,7 @@ impl Accounts {
         users::create(&self.database, email, &new.name, &hash, Role::Customer).await
     }
 
-    /// Begins a session of the user with these credentials.
+    /// Verifies these credentials, and begins a session of their user.
     pub(super) async fn log_in(
         &self,
         credentials: &Credentials,
@@ -74,7 +74,8 @@ impl Accounts {
     }
 
     /// Returns the user of these credentials, and the hash that the password was verified against. The attempt is
-    /// counted before the password is verified, and a hash is computed in every case.
+    /// counted before the password is verified. A hash is computed even for an unknown or locked account, so that the
+    /// response time does not reveal the reason of a failure.
     async fn verify(
         &self,
         credentials: &Credentials,
@@ -100,7 +101,8 @@ impl Accounts {
         }
     }
 
-    /// Hashes the password again if the parameters of its hash differ from the settings. Returns the user's hash.
+    /// Hashes the password again if the parameters of its hash differ from the settings. Returns the hash that the user
+    /// has afterwards.
     async fn rehash_if_outdated(
         &self,
         user: &User,

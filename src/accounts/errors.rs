@@ -9,7 +9,8 @@ pub enum AccountError {
     /// Another user has the e-mail address.
     #[error("the e-mail address belongs to another user")]
     EmailTaken,
-    /// The credentials are wrong, or the account is locked out. The response must not reveal which.
+    /// The credentials are wrong, or the account is locked out. The response must not reveal which of the two is the
+    /// reason.
     #[error("the credentials are wrong, or the account is locked out")]
     BadCredentials,
     /// The new password breaks this rule.

@@ -2,9 +2,9 @@
 //!
 //! Three rules:
 //!
-//! - Only [`passwords`] handles passwords.
-//! - A token exists in clear text in one response and nowhere else.
-//! - No request of an unauthenticated client reveals whether an account exists, neither by its response nor by its
+//! - Only [`passwords`] hashes and verifies passwords.
+//! - The service sends a session's token in clear text in one response, and stores only the token's hash.
+//! - No login of an unauthenticated client reveals whether an account exists, neither by the response nor by the
 //!   response time.
 mod attempts;
 mod authentication;

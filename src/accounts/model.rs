@@ -36,7 +36,7 @@ impl Email {
     /// error.
     pub fn parse(text: &str) -> Option<Self> {
         let email = text.trim().to_lowercase();
-        // JSON strings may contain NUL, PostgreSQL text may not. No address needs a control character.
+        // JSON strings can contain NUL, and PostgreSQL rejects NUL in text. No address needs a control character.
         let printable = !email.chars().any(char::is_control);
         let options = Options::default().without_display_text();
         let is_address = || EmailAddress::parse_with_options(&email, options).is_ok();
@@ -48,16 +48,17 @@ impl Email {
     }
 }
 
-/// A password that has not been hashed yet. It cannot be printed.
+/// A password that has not been hashed yet. Its `Debug` output does not contain the password.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(transparent)]
 pub struct Password(SecretString);
 
 impl Password {
-    /// Minimum length of a new password in characters, as in NIST SP 800-63B-3. Revision 4 requires 15 where the password is the
-    /// only factor.
+    /// Minimum length of a new password in characters, as in NIST SP 800-63B-3. Revision 4 requires 15 characters if
+    /// the password is the only factor.
     pub const MIN_CHARACTERS: usize = 8;
-    /// Maximum length of a password in characters. Without it, the client could choose the time of hashing.
+    /// Maximum length of a password in characters. Without this limit, the client could choose the time that hashing
+    /// takes.
     pub const MAX_CHARACTERS: usize = 1024;
 
     /// Wraps a password that was not read from a request.
@@ -144,7 +145,8 @@ pub struct Credentials {
 }
 
 impl Validate for Credentials {
-    /// Checks only the size of the password. Anything else that is wrong gets the same 401 as wrong credentials.
+    /// Checks only the length of the password. Every other defect leads to the same 401 as wrong credentials, which
+    /// reveals nothing.
     fn validate(&self) -> Vec<FieldError> {
         if self.password.is_too_long() {
             return vec![FieldError::new("/password", TOO_LONG)];
@@ -166,8 +168,8 @@ pub struct PasswordChange {
 }
 
 impl Validate for PasswordChange {
-    /// Checks only the size of the current password. The rules for the new password need the user, which only the
-    /// handler has.
+    /// Checks only the length of the current password. The rules for the new password need the user's name and e-mail
+    /// address, which only the handler has.
     fn validate(&self) -> Vec<FieldError> {
         if self.current_password.is_too_long() {
             return vec![FieldError::new("/current_password", TOO_LONG)];
@@ -227,12 +229,12 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_stored_in_lower_case() {
+    fn an_email_address_is_parsed_to_lower_case() {
         assert_eq!(Email::parse(" Ada@Example.COM ").unwrap().as_str(), "ada@example.com");
     }
 
     #[test]
-    fn an_invalid_address_is_rejected() {
+    fn an_invalid_email_address_is_rejected() {
         for text in ["", "ada", "@example.com", "ada@", "a b@example.com", "ada@exam\u{0}ple.com"] {
             assert!(Email::parse(text).is_none(), "{text:?}");
         }

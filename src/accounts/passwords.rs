@@ -1,4 +1,4 @@
-//! Passwords: hashing and verifying with argon2id (RFC 9106), in bounded blocking work.
+//! Hashing and verification of passwords with argon2id (RFC 9106), on blocking threads whose number is limited.
 //!
 //! A hash takes tens of milliseconds and tens of megabytes by design. Hashes therefore never run on the async threads,
 //! and the number of concurrent hashes is limited. Otherwise a burst of logins would take the memory and the processors
@@ -14,8 +14,8 @@ use tokio::sync::Semaphore;
 use super::Settings;
 use super::model::Password;
 
-/// Memory in KiB of all concurrent hashes, unless a setting limits their number. It is half of a pod's 512 MiB in
-/// `deploy/kubernetes`.
+/// Memory in KiB of all concurrent hashes, unless a setting limits their number. This is half of the 512 MiB of a pod
+/// in `deploy/kubernetes`.
 const MAX_HASHING_MEMORY_KIB: u32 = 256 * 1024;
 
 /// Hashes and verifies passwords. Cheap to clone.
@@ -24,7 +24,8 @@ pub struct Passwords {
     argon2: Argon2<'static>,
     logins: Arc<Semaphore>,
     registrations: Arc<Semaphore>,
-    /// Hash that is verified for accounts that do not exist, so that they take as long as existing accounts.
+    /// Hash that is verified at a login to an account that does not exist, so that this login takes as long as one to
+    /// an existing account.
     dummy_hash: Arc<str>,
 }
 
@@ -37,7 +38,7 @@ pub enum PasswordError {
     /// The stored password hash is not a valid PHC string.
     #[error("failed to parse the stored password hash: {0}")]
     Stored(argon2::password_hash::phc::Error),
-    /// The process is shutting down, or a thread panicked.
+    /// The process is shutting down, or the hashing thread panicked.
     #[error("the hashing was cancelled")]
     Cancelled,
 }
@@ -101,14 +102,15 @@ impl Passwords {
     }
 
     /// Returns whether the parameters of a hash differ from those of the settings. Callers check this at a login,
-    /// because only then is the password available for a new hash.
+    /// because the password that a new hash needs is available only then.
     pub(super) fn is_outdated(&self, hash: &str) -> bool {
         parameters(hash) != parameters(&self.dummy_hash)
     }
 }
 
-/// Returns the maximum number of concurrent hashes for logins, which is also the number for registrations. Each gets
-/// half of the cores. Together they use at most [`MAX_HASHING_MEMORY_KIB`].
+/// Returns the maximum number of concurrent hashes for logins, which is also the maximum for registrations. Logins and
+/// registrations each get half of the cores. Together they use at most [`MAX_HASHING_MEMORY_KIB`], unless a single hash
+/// of each needs more.
 fn default_permits(cores: usize, memory_per_hash_kib: NonZeroU32) -> u32 {
     let by_cores = u32::try_from(cores / 2).unwrap_or(u32::MAX);
     by_cores.min(MAX_HASHING_MEMORY_KIB / 2 / memory_per_hash_kib).max(1)
@@ -138,11 +140,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hashing_permits_follow_the_cores_within_a_bound_of_memory() {
+    fn hashing_permits_depend_on_cores_and_are_bounded_by_memory() {
         let permits = |cores, memory_kib| default_permits(cores, NonZeroU32::new(memory_kib).unwrap());
         assert_eq!([permits(1, 19_456), permits(2, 19_456), permits(8, 19_456)], [1, 1, 4]);
-        assert_eq!(permits(64, 19_456), 6, "twelve hashes of 19 MiB are 228 MiB");
+        assert_eq!(permits(64, 19_456), 6, "six permits for logins and six for registrations use 228 MiB");
         assert_eq!(permits(64, 64), 32);
-        assert_eq!(permits(64, 1024 * 1024), 1, "at least one");
+        assert_eq!(permits(64, 1024 * 1024), 1, "at least one permit");
     }
 }

@@ -11,18 +11,20 @@ use uuid::Uuid;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Uses the service, and sees only their own records.
+    /// Uses the service, and reads and changes only their own records.
     Customer,
-    /// Sees the records of every customer, and acts on behalf of customers.
+    /// Reads the records of every customer, and acts on behalf of customers.
     Support,
-    /// Reads the audit log.
+    /// Reads the audit log, and no records of customers.
     Auditor,
-    /// Administers the service. An admin is allowed to do everything except what customers do for themselves.
+    /// Administers the service, and reads the records of every customer and the audit log. The extractors [`Customer`]
+    /// and [`CustomerOrSupport`] reject an admin, so an admin does nothing that only a customer, or support for a
+    /// customer, is allowed to do.
     Admin,
 }
 
 impl Role {
-    /// Returns the name as written in SQL and JSON.
+    /// Returns the role's name in SQL and JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Customer => "customer",
@@ -43,9 +45,12 @@ impl Role {
 platform::callers! {
     /// A customer.
     Customer(Role::Customer.as_str());
-    /// A customer, or support on behalf of a customer.
+    /// A customer, or support on behalf of a customer. The handler limits customers to their own records with
+    /// `owner_filter`.
     CustomerOrSupport(Role::Customer.as_str(), Role::Support.as_str());
-    /// A customer who reads their own records, or staff who read any.
+    /// A customer, who reads only their own records, or staff (support and admins), who read the records of every
+    /// customer. The extractor checks only the role: the handler limits customers to their own records with
+    /// `owner_filter`.
     OwnerOrStaff(Role::Customer.as_str(), Role::Support.as_str(), Role::Admin.as_str());
     /// Support or an administrator.
     Staff(Role::Support.as_str(), Role::Admin.as_str());
@@ -56,18 +61,18 @@ platform::callers! {
 }
 
 impl OwnerOrStaff {
-    /// Returns the customer if the caller is one, because customers read only their own records. Returns `None` for
-    /// staff.
+    /// Returns the id of the caller if the caller is a customer: the query must then return only records of this
+    /// customer. Returns `None` for staff, who read all records.
     pub fn owner_filter(&self) -> Option<Uuid> {
         (self.0.role == Role::Customer.as_str()).then_some(self.0.user_id)
     }
 
-    /// Records an audit event if staff reads these records of customers, in the table `resource`. Customers read only
-    /// their own records, which is not audited. Handlers call this function before they respond, so that no record is
-    /// shown without its event.
+    /// Records an audit event if the caller is staff. `ids` are the records of customers that the caller reads, and
+    /// `resource` is their table. A customer's read of their own records is not audited. Handlers call this function
+    /// before they respond, so that staff sees no record without an audit event.
     ///
     /// # Errors
-    /// If the event cannot be recorded.
+    /// If the event cannot be recorded. The handler must then return the error instead of the records.
     pub async fn record_access(
         &self,
         database: &Database,
@@ -83,8 +88,8 @@ impl OwnerOrStaff {
 }
 
 impl CustomerOrSupport {
-    /// Returns the customer if the caller is one, because customers change only their own records. Returns `None` for
-    /// support.
+    /// Returns the id of the caller if the caller is a customer: the statement must then change only records of this
+    /// customer. Returns `None` for support, who changes records of any customer.
     pub fn owner_filter(&self) -> Option<Uuid> {
         (self.0.role == Role::Customer.as_str()).then_some(self.0.user_id)
     }

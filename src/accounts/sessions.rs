@@ -1,4 +1,4 @@
-//! The sessions table. A token has 256 random bits and is stored as its SHA-256.
+//! The sessions table. A token has 256 random bits, and only its SHA-256 is stored.
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
 use platform::{
@@ -46,9 +46,9 @@ fn hash(token: &str) -> [u8; 32] {
 /// Begins a session and audits the login in one statement, so that no login goes unaudited. Returns the session's
 /// expiry.
 ///
-/// Returns `None`, and does nothing, if the user no longer has the hash that was verified. The lock on the user lets
-/// a password change that is in flight commit first. Without it, the change would not see this session, and the
-/// session would outlive the old password.
+/// Returns `None`, and changes nothing, if the user no longer has the hash that was verified. The statement locks the
+/// user's row, and so waits for a concurrent password change to commit. Without the lock, the change would not see this
+/// session, and the session would outlive the old password.
 pub(super) async fn begin(
     database: &Database,
     user: &User,
@@ -89,7 +89,7 @@ pub(super) async fn begin(
     }))
 }
 
-/// Returns the caller of an unexpired session with this token.
+/// Returns the caller whose session has this token, unless the session is unknown or has expired.
 pub(super) async fn caller(database: &Database, token: &str) -> Result<Option<Caller>, sqlx::Error> {
     let token_hash = hash(token);
     let statement = sqlx::query!(
@@ -108,7 +108,7 @@ pub(super) async fn caller(database: &Database, token: &str) -> Result<Option<Ca
         .transpose()
 }
 
-/// Ends a session.
+/// Ends the caller's session, and audits the logout if the session still existed.
 pub(super) async fn end(database: &Database, caller: &Caller) -> Result<(), sqlx::Error> {
     let event = Event::new(EventType::Authentication, "sessions", "logout", EventResult::Success)
         .records([caller.session_id]);
@@ -132,8 +132,8 @@ pub(super) async fn end(database: &Database, caller: &Caller) -> Result<(), sqlx
     Ok(())
 }
 
-/// Ends every session, with one audit event. A restore of the database can bring back sessions that had ended. Returns
-/// the number of sessions.
+/// Ends every session, with one audit event, because a restore of the database can bring back sessions that had ended.
+/// Returns the number of ended sessions, and the event to mirror after the commit.
 pub async fn end_all(
     connection: &mut PgConnection,
     reason: &str,

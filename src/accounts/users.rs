@@ -12,7 +12,7 @@ use super::{
     model::{Email, User},
 };
 
-/// Stores a user and its audit event.
+/// Stores a user, and audits the creation.
 ///
 /// # Errors
 /// If the e-mail address is taken, or the statement fails.
@@ -136,8 +136,8 @@ pub(super) async fn change_password(
     Ok(true)
 }
 
-/// Stores a hash of the same password with the current parameters. Returns `false`, and changes nothing, if the user no
-/// longer has the outdated hash.
+/// Replaces the outdated hash of a password by a hash of the same password with the current parameters. Returns
+/// `false`, and changes nothing, if the user no longer has the outdated hash.
 pub(super) async fn renew_hash(
     database: &Database,
     user: &User,
@@ -171,7 +171,8 @@ pub(super) async fn renew_hash(
     Ok(renewed)
 }
 
-/// Parses a role. A constraint limits the column to these names; an unknown name comes from a newer release.
+/// Parses a role. A constraint limits the column to the names that the schema knows, so an unknown name comes from the
+/// schema of a newer release.
 pub(super) fn role(text: &str) -> Result<Role, sqlx::Error> {
     Role::parse(text).ok_or_else(|| sqlx::Error::Decode(format!("unknown role {text:?}").into()))
 }

@@ -30,27 +30,26 @@ pub(super) fn around(
         ServiceBuilder::new()
             // First, because logs, limits and trusted proxies all depend on the client's address.
             .map_request(move |request| client_address::find(&trusted, request))
-            // Outside of every layer that can reject a request, so that logs, metrics and traces include every rejection.
+            // Outside of every layer that can reject a request, so that logs, metrics and traces have every rejection.
             .layer(middleware::from_fn(request_telemetry::record_request))
-            // Outside of every layer that can respond, so that rejections have these headers too.
+            // Outside of every layer that can reject a request, so that rejections have these headers too.
             .map_response(limits::security_headers)
             .option_layer(limits::cors(&settings.cors_allowed_origins))
             // Inside of the telemetry, so that a panic is recorded as a response with status 500.
             .layer(CatchPanicLayer::custom(problem::from_panic))
-            // The layers from here on receive only requests with an unambiguous host, which every proxy reads in the
-            // same way.
+            // Rejects a missing or ambiguous host, which a proxy and the service could read differently.
             .layer(middleware::from_fn(host::require_host))
             // Before any expensive layer, so that an overloaded service responds at once.
             .layer(middleware::from_fn_with_state(in_flight, limits::shed))
-            // One address can use only a part of the limit above, so that slow bodies from one address do not block
-            // other addresses.
+            // One address can use only a part of the requests in flight, so that slow bodies from one address do not
+            // block other addresses.
             .layer(middleware::from_fn_with_state(in_flight_by_address, shares::limit_in_flight_by_address))
-            // From here on, requests are processed, which needs a deadline and a maximum body size.
+            // The layers below wait for the body and for the database, which needs a deadline and a maximum body size.
             .layer(middleware::from_fn_with_state(settings.request_timeout, limits::deadline))
             .layer(middleware::from_fn_with_state(body_limit, limits::body_limit))
             // Before authentication, because it protects the lookup of the session.
             .layer(middleware::from_fn_with_state(by_address, limits::limit_by_address))
-            // Last: authentication, the limit by caller and, on the way back, the audit of denied accesses.
+            // Last: authentication, the rate limit of the caller and, after the handler, the audit of denied accesses.
             .layer(middleware::from_fn_with_state(authentication, accounts::authenticate)),
     )
 }

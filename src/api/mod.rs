@@ -1,7 +1,7 @@
 //! The API: the routes of all modules, and the document that describes them.
 //!
 //! - `layers`: the layers around every route, in one function
-//! - `openapi`: the parts of the document that follow from rules
+//! - `openapi`: the parts of the document that all routes have in common, added by rule
 mod layers;
 mod openapi;
 
@@ -35,13 +35,13 @@ use crate::{
 
 const DOCUMENT: &str = "/openapi.json";
 
-/// The states of all routes.
+/// The states that the routes of all modules need.
 pub struct App {
     /// State of the routes that need only the database.
     pub database: Database,
-    /// Users and sessions.
+    /// State of the account routes.
     pub accounts: Accounts,
-    /// The slices.
+    /// State of the slices' routes.
     pub slices: Slices,
 }
 
@@ -95,7 +95,7 @@ pub fn router(
 ))]
 struct Description;
 
-/// Returns the `OpenAPI` document. It needs no running service.
+/// Returns the `OpenAPI` document, without a running service.
 pub fn document() -> OpenApi {
     let mut document = slices::Description::openapi();
     document.merge(Description::openapi());
@@ -105,15 +105,15 @@ pub fn document() -> OpenApi {
     openapi::completed(document)
 }
 
-/// Serves the documentation page and the document that the page shows. The page's content security policy allows only
-/// resources of this service. The page therefore works without internet access, and cannot show the document of another
-/// server.
+/// Serves the documentation page, and the document that the page shows. The content security policy of the page allows
+/// only resources of this service, so the page cannot load the document of another server. The page works without
+/// internet access.
 ///
 /// The document is kept as serialized text, because the parsed document would use 1.5 MiB for the lifetime of the
 /// process.
 #[expect(clippy::expect_used, reason = "fails only because of a mistake in the code, at start-up")]
 fn documentation(document: &OpenApi) -> Router {
-    let text = Bytes::from(serde_json::to_vec(document).expect("a document is JSON"));
+    let text = Bytes::from(serde_json::to_vec(document).expect("failed to serialize the OpenAPI document"));
     let policy = HeaderValue::from_static("default-src 'self'; img-src 'self' data:");
     Router::from(SwaggerUi::new("/docs").config(Config::new([DOCUMENT])))
         .route(DOCUMENT, get(async || ([(header::CONTENT_TYPE, "application/json")], text)))

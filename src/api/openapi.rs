@@ -1,7 +1,7 @@
 //! The `OpenAPI` document: generated from the handlers, and completed with the parts that all routes have in common.
 //!
-//! The rejections by layers and extractors follow from the properties of a route. They are added here by rule, because a
-//! list at each handler would become incomplete.
+//! The rejections by layers and extractors follow from the properties of a route. Rules in this module add them,
+//! because a list at each handler would become incomplete.
 use std::collections::BTreeMap;
 
 use axum::http::{Method, StatusCode};
@@ -69,7 +69,7 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
 }
 
-/// Creates the metric series of every route, so that they exist from the first scrape.
+/// Creates the metric series of every route, so that the series exist from the first scrape.
 pub(super) fn expect_routes(document: &Document) {
     for (path, item) in &document.paths.paths {
         let operations = [
@@ -136,7 +136,7 @@ fn problem(description: &str) -> Response {
     ResponseBuilder::new().description(description).content(MEDIA_TYPE, content).build()
 }
 
-/// Headers of every response.
+/// Headers that every response has.
 const COMMON_HEADERS: [&str; 7] = [
     "cache-control",
     "content-security-policy",
@@ -147,7 +147,7 @@ const COMMON_HEADERS: [&str; 7] = [
     "x-correlation-id",
 ];
 
-/// Adds the headers that layers and extractors set.
+/// Declares the headers that layers, extractors and replays set.
 fn add_headers(components: &mut Components) {
     let text = || ObjectBuilder::new().schema_type(Type::String);
     let constant = |value: &str| text().enum_values(Some([value])).build();
@@ -188,7 +188,7 @@ fn add_headers(components: &mut Components) {
     }
 }
 
-/// Adds the headers of the responses that the handler describes itself.
+/// Adds the common headers to the responses that the handler describes itself.
 fn add_response_headers(operation: &mut Operation) {
     let is_key = |parameter: &RefOr<Parameter>| matches!(parameter, RefOr::T(parameter) if parameter.name == "Idempotency-Key");
     let idempotent = operation.parameters.iter().flatten().any(is_key);

@@ -1,4 +1,5 @@
-//! The command `after-restore`: the steps that are needed once after the database was restored to an earlier state.
+//! The command `after-restore`: the steps that an operator runs once after the database was restored to an earlier
+//! state.
 use std::{io::Write, path::PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -74,7 +75,7 @@ pub(super) fn execute(arguments: &ArgMatches) -> Outcome {
     })
 }
 
-/// Returns the heads in the given files.
+/// Returns the logged heads (numbers and hashes of seals) in the files of `--known-heads` and `--log`.
 fn logged_heads(arguments: &ArgMatches) -> Result<KnownHeads, audit::VerifyError> {
     let mut heads = KnownHeads::new();
     if let Some(file) = arguments.get_one::<PathBuf>("known-heads") {
@@ -93,7 +94,7 @@ async fn read_span(database: &Database, heads: &KnownHeads) -> Result<LostSpan, 
     Ok(span)
 }
 
-/// Prints the lost span, and the changes that the command is about to make.
+/// Prints the part of the audit log that the restore has lost, and the changes that the command is about to make.
 fn describe(span: &LostSpan) {
     match span.numbers() {
         Some((first, last)) => println!(
@@ -117,8 +118,8 @@ fn confirm() -> std::io::Result<bool> {
     Ok(input.trim() == "yes")
 }
 
-/// Records the restore, ends the sessions and extends the keys, in one transaction. Does nothing if another call has
-/// recorded the restore since the confirmation.
+/// Records the restore, ends all sessions and extends the idempotency keys, in one transaction. Changes nothing if
+/// another run of the command has recorded the restore since the confirmation.
 async fn record(database: &Database, heads: &KnownHeads, reason: &str) -> Result<(), sqlx::Error> {
     let mut transaction = database.begin().await?;
     let span = audit::lost_span(&mut transaction, heads).await?;

@@ -15,7 +15,7 @@ use platform::{
 
 use super::{Outcome, flags, reader, runtime};
 
-/// Interval between two lines of progress.
+/// Minimum interval between two lines of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
 pub(super) fn command() -> Command {

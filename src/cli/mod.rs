@@ -2,8 +2,8 @@
 //! `audit export`, `openapi`, `config`, `probe`, and the commands of the slices.
 //!
 //! Exit codes: 0 for success, 1 for failure (with one sentence on stderr), 2 for wrong usage. Every setting in
-//! [`config`](crate::config) has a flag on the commands that use the setting. Secrets have no flag, because other users
-//! of the machine can read command lines.
+//! [`config`](crate::config) has a flag on the commands that use the setting, except secrets and `OTEL_*`. Secrets have
+//! no flag, because other users of the machine can read command lines.
 mod after_restore;
 mod audit;
 mod user;
@@ -20,10 +20,10 @@ use platform::{
 
 use crate::{BUILD, MIGRATIONS, api, config::Config, service, slices};
 
-/// Timeout of a probe. A slower response counts as unhealthy.
+/// Timeout of a probe. A service that responds later counts as unhealthy.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Runs the command of the process's arguments.
+/// Runs the command that the process's arguments name.
 pub fn run() -> ExitCode {
     BUILD.set();
     let matches = command().get_matches();
@@ -122,7 +122,7 @@ fn reader(arguments: &ArgMatches) -> Result<Reader, Box<dyn std::error::Error + 
         match dotenvy::dotenv() {
             Ok(_) => {}
             Err(error) if error.not_found() => {}
-            // The error would contain the malformed line, which may contain a password.
+            // The library's error has the malformed line, which may contain a password, so that error is not printed.
             Err(dotenvy::Error::LineParse(..)) => {
                 return Err("the .env file has a line that is not NAME=value".into());
             }
@@ -143,7 +143,7 @@ fn serve(config: Config) -> Outcome {
         service::serve(config, telemetry).await?;
         Outcome::Ok(())
     });
-    // Tasks that were cancelled at the deadline must not keep the process alive.
+    // Tasks that still run after the deadline must not keep the process alive.
     runtime.shutdown_background();
     served
 }
@@ -167,7 +167,7 @@ fn migrate(reader: Reader) -> Outcome {
     Ok(())
 }
 
-/// Runs a command of a slice, which uses the database with the service's role.
+/// Runs a command of a slice. The command connects to the database with the service's role.
 fn slice_command(name: &str, arguments: &ArgMatches) -> Outcome {
     outbound::install_tls_provider();
     let settings = reader(arguments)?.finish(database::Settings::read)?;

@@ -11,16 +11,16 @@ use platform::{
 
 use crate::config::Config;
 
-/// Interval of creating the partitions of the coming months.
+/// Interval at which the partitions of the coming months are created.
 const PARTITION_INTERVAL: Duration = Duration::from_hours(6);
 
-/// Interval of recording the denials that were counted and not yet audited.
+/// Interval at which denials that were only counted are recorded as audit events.
 const DENIAL_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Interval of checking for audit events that could not be recorded.
+/// Interval at which new failures to record audit events are checked for.
 const FAILURE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Starts the workers that seal the audit log, monitor it, and create its partitions.
+/// Starts the workers that seal and monitor the audit log, record counted denials, and create partitions.
 pub(super) fn start(
     workers: &Workers,
     config: &Config,
@@ -50,8 +50,8 @@ pub(super) fn start(
     });
 }
 
-/// Returns the function that audits each change of the log filter and each rejected change. A change does not wait for
-/// its audit event, so that an operator can raise the log level while the database is unreachable.
+/// Returns the function that audits each change of the log filter and each rejected change. The audit event is recorded
+/// in the background, so that an operator can raise the log level while the database is unreachable.
 pub(super) fn log_level_auditor(
     database: &Database,
     denials: &Denials,

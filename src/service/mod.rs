@@ -1,10 +1,11 @@
 //! The wiring: the only module that connects all others.
 //!
-//! Everything that lives as long as the process is created in [`serve`], passed down, and ended there in reverse order.
-//! Parts that need more than a line have their own modules:
+//! [`serve`] creates everything that lives as long as the process, passes it to the other modules, and stops it: first
+//! requests and workers, then what they use, and the telemetry last. Parts that need more than a line have their own
+//! modules:
 //!
 //! - `startup`: the checks of the database before the service accepts requests
-//! - `audit_workers`: the workers of the audit log, and the events of the process itself
+//! - `audit_workers`: the workers of the audit log, and the audit events of the process itself
 mod audit_workers;
 mod startup;
 
@@ -37,11 +38,12 @@ use crate::{
     slices::{self, Slices},
 };
 
-/// Interval of deleting expired sessions, idempotency keys and login attempts.
+/// Interval at which expired sessions, idempotency keys and login attempts are deleted, and idle rate limits are
+/// pruned.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Time between the deadline of the last shutdown step and the cancellation of everything that still runs. It passes
-/// only if a step ignores its deadline.
+/// Time between the deadline of the last shutdown step and the cancellation of everything that still runs. The
+/// cancellation happens only if a step ignores its deadline.
 const CANCEL_DELAY: Duration = Duration::from_millis(500);
 
 /// Error of starting, running or stopping the service.
@@ -57,8 +59,8 @@ pub enum ServeError {
     /// The database lacks migrations that this binary needs.
     #[error("the schema of the database is older than this release: run `{} migrate`, or set MIGRATE_ON_START=true", env!("CARGO_PKG_NAME"))]
     SchemaOlder,
-    /// The database was copied into another cluster, in which new audit events would appear to be older than existing
-    /// ones.
+    /// The database was copied into another cluster. Transaction ids start again there, so new audit events would
+    /// appear to be older than existing ones.
     #[error("the database was loaded into a different PostgreSQL cluster: run `{} migrate`, which starts an epoch of its audit log", env!("CARGO_PKG_NAME"))]
     OtherCluster,
     /// The service's role could rewrite the audit log.
@@ -78,27 +80,27 @@ pub enum ServeError {
     /// Signal handlers could not be installed.
     #[error("failed to install signal handlers: {0}")]
     Signals(#[from] std::io::Error),
-    /// The shutdown's deadline passed, and these parts were cancelled.
+    /// Parts of the service had not ended at their deadline, and were cancelled.
     #[error("shutdown deadline exceeded; cancelled: {0}")]
     Cut(String),
 }
 
-/// The result of the shutdown.
+/// The result of a shutdown that followed a signal.
 struct Shutdown {
     /// The parts that were cancelled at their deadline.
-    cut: Vec<String>,
-    /// Deadline of the final flush of telemetry.
+    cancelled: Vec<String>,
+    /// Deadline of the last export of spans and log lines.
     deadline: Instant,
 }
 
-/// Runs the service until a signal ends it. Everything that is started here is stopped here, in reverse order.
+/// Runs the service until SIGTERM or SIGINT, then shuts it down and exports the last telemetry.
 ///
 /// # Errors
-/// If the service could not start completely, or did not end before the shutdown deadline.
+/// If the service could not start completely, or a part of it was cancelled at its shutdown deadline.
 pub async fn serve(config: Config, telemetry: Telemetry) -> Result<(), ServeError> {
     let (served, deadline) = match run(&config, &telemetry).await {
-        Ok(Shutdown { cut, deadline }) if cut.is_empty() => (Ok(()), deadline),
-        Ok(Shutdown { cut, deadline }) => (Err(ServeError::Cut(cut.join(", "))), deadline),
+        Ok(Shutdown { cancelled, deadline }) if cancelled.is_empty() => (Ok(()), deadline),
+        Ok(Shutdown { cancelled, deadline }) => (Err(ServeError::Cut(cancelled.join(", "))), deadline),
         Err(error) => (Err(error), Instant::now() + MIN_FLUSH_TIME),
     };
     match &served {
@@ -112,12 +114,12 @@ pub async fn serve(config: Config, telemetry: Telemetry) -> Result<(), ServeErro
 async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeError> {
     let mut signals = Signals::listen()?;
     outbound::install_tls_provider();
-    // Waiting for the database or for another replica's migrations can take long. A signal ends the wait at once.
+    // The wait for the database, or for another replica's migrations, can take long. A signal ends this wait at once.
     let database = tokio::select! {
         opened = startup::open(config) => opened?,
         signal = signals.next() => {
-            tracing::info!(signal, "the service stopped before it was up");
-            return Ok(Shutdown { cut: Vec::new(), deadline: Instant::now() + MIN_FLUSH_TIME });
+            tracing::info!(signal, "the service stopped during the start");
+            return Ok(Shutdown { cancelled: Vec::new(), deadline: Instant::now() + MIN_FLUSH_TIME });
         }
     };
     let alerts = Alerts::start(&config.alerts, &telemetry::service_name(&config.opentelemetry))?;
@@ -173,34 +175,34 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
             let connections = api.drain(bounds.connections).await.cut;
             (connections, background_tasks.drain(bounds.work).await)
         };
-        // Workers stop between two units of work, never within one. They stop concurrently with the requests, so that a
-        // slow client does not use up their time.
+        // Workers stop between two units of work, never within one. Workers and requests end concurrently, so that a
+        // slow client does not use up the workers' time.
         let ((connections, tasks), stopped) = tokio::join!(requests, workers.stop(bounds.work));
-        // After the requests and workers, because these may still count denials and raise alerts.
+        // After the requests and workers, because both can still count denials and raise alerts.
         tokio::join!(record_denials(&denials, bounds.rest), send_alerts(&alerts, bounds.rest));
-        // Last, so that the shutdown can be observed until its end.
+        // The operations listener ends last, so that metrics and health can be read during the shutdown.
         ops.drain(bounds.rest).await;
         database.close(bounds.rest.saturating_duration_since(Instant::now())).await;
-        let mut cut = Vec::new();
-        add_cancelled(&mut cut, connections, "connections of the API");
-        add_cancelled(&mut cut, tasks, "tasks that requests had started");
-        add_cancelled(&mut cut, stopped.len(), "workers");
-        cut
+        let mut cancelled = Vec::new();
+        add_cancelled(&mut cancelled, connections, "connections of the API");
+        add_cancelled(&mut cancelled, tasks, "tasks that requests had started");
+        add_cancelled(&mut cancelled, stopped.len(), "workers");
+        cancelled
     };
     let last_bound = deadline - MIN_FLUSH_TIME + CANCEL_DELAY;
     Ok(tokio::select! {
-        cut = shutting_down => Shutdown { cut, deadline },
+        cancelled = shutting_down => Shutdown { cancelled, deadline },
         () = tokio::time::sleep_until(last_bound) => {
-            Shutdown { cut: vec!["everything still running".to_owned()], deadline }
+            Shutdown { cancelled: vec!["everything still running".to_owned()], deadline }
         }
         signal = signals.next() => {
-            let cut = vec![format!("everything, because of a second {signal}")];
-            Shutdown { cut, deadline: deadline.min(Instant::now() + MIN_FLUSH_TIME) }
+            let cancelled = vec![format!("everything, because of a second {signal}")];
+            Shutdown { cancelled, deadline: deadline.min(Instant::now() + MIN_FLUSH_TIME) }
         }
     })
 }
 
-/// Records the denials of the last minute that were counted and not yet audited.
+/// Records the audit events of the last minute's denials that were only counted.
 async fn record_denials(denials: &Denials, deadline: Instant) {
     match timeout_at(deadline, denials.flush()).await {
         Ok(Ok(())) => {}
@@ -211,16 +213,16 @@ async fn record_denials(denials: &Denials, deadline: Instant) {
     }
 }
 
-/// Waits until the alerts that were raised are sent.
+/// Waits until all raised alerts are sent, at most until the deadline.
 async fn send_alerts(alerts: &Alerts, deadline: Instant) {
     if !alerts.flush(deadline).await {
         tracing::error!("dropped alerts: no receiver accepted them in time");
     }
 }
 
-fn add_cancelled(cut: &mut Vec<String>, count: usize, what: &str) {
+fn add_cancelled(cancelled: &mut Vec<String>, count: usize, what: &str) {
     if count > 0 {
-        cut.push(format!("{count} {what}"));
+        cancelled.push(format!("{count} {what}"));
     }
 }
 
@@ -243,9 +245,9 @@ fn start_workers(
     authentication: &Authentication,
     by_address: &Arc<RateLimiter<IpAddr>>,
 ) {
-    let swept = database.clone();
+    let sweep_database = database.clone();
     workers.spawn("sweep", SWEEP_INTERVAL, move || {
-        let database = swept.clone();
+        let database = sweep_database.clone();
         async move {
             let swept = idempotency::sweep(&database).await?
                 + accounts::sweep_sessions(&database).await?

@@ -1,5 +1,5 @@
-//! Startup checks of the database. The service does not start with an unusable database, or with a role that can
-//! rewrite the audit log.
+//! Startup checks of the database. The service does not start with an unusable database. In staging and production, it
+//! also does not start with a role that can rewrite the audit log, or with commits that a crash can lose.
 use std::{
     future::ready,
     time::{Duration, Instant},
@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use super::ServeError;
 use crate::{BUILD, MIGRATIONS, config::Config};
 
-/// Pause between two attempts at a step of the start.
+/// Pause between two attempts at one step of the start.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Applies the migrations if `MIGRATE_ON_START` is set, connects to the database, and checks it.
@@ -33,11 +33,11 @@ pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
     Ok(database)
 }
 
-/// Repeats a step of the start while the database is unavailable. Without the repetition, a database restart after the
+/// Repeats a step of the start while the database is unavailable. Without retries, a database that restarts after the
 /// first connection would end the process.
 ///
 /// # Errors
-/// The step's last error at the deadline, or an error that waiting cannot resolve.
+/// If the database is still unavailable at the deadline, or the step fails for another reason.
 async fn retry<T>(deadline: Instant, step: impl AsyncFn() -> Result<T, ServeError>) -> Result<T, ServeError> {
     loop {
         let error = match step().await {
@@ -89,7 +89,7 @@ async fn check(database: &Database, config: &Config) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// Adds the database's checks to readiness and `/health`.
+/// Adds the checks of the database to readiness, and the state of the pool to `/health`.
 pub(super) fn add_checks(health: Builder, database: &Database) -> Builder {
     let (monitor, pool) = (database.monitor(&MIGRATIONS), database.clone());
     let schema = monitor.clone();

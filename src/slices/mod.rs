@@ -1,5 +1,6 @@
-//! The slices of the domain. No code outside of this directory names a slice. A new slice is a directory here and a few
-//! lines in this file; CONTRIBUTING.md has the steps.
+//! The slices. A slice is one capability of the domain, with its rules, SQL and routes in one directory. No code
+//! outside of this directory names a slice, so a new slice needs only its directory and a few lines in this file.
+//! CONTRIBUTING.md has the steps.
 mod catalog;
 mod orders;
 mod payments;
@@ -27,13 +28,13 @@ pub use self::payments::StartError;
 platform::settings! {
     /// The settings of the slices.
     pub struct Settings {
-        /// The payment gateway, and the recovery of unknown outcomes.
+        /// The payment gateway, and the recovery of payments and refunds whose outcome is unknown.
         payments: payments::Settings,
     }
 }
 
 impl Settings {
-    /// Checks the rules between these settings, the environment and the settings of the listener.
+    /// Checks the rules between these settings, the environment and the settings of the listeners.
     pub fn check(&self, environment: Environment, http: &http::Settings, reader: &mut Reader) {
         self.payments.check(environment, http, reader);
     }
@@ -55,7 +56,7 @@ pub struct Description;
 /// The kinds of problems that the slices add to those of the platform.
 pub const PROBLEM_KINDS: &[&Kind] = payments::PROBLEM_KINDS;
 
-/// Returns the routes of every slice. The router and the `OpenAPI` document are created from this list.
+/// Returns the routes of every slice. The router and the `OpenAPI` document are both created from these routes.
 pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new().merge(catalog::routes()).merge(orders::routes()).merge(payments::routes())
 }
@@ -65,10 +66,10 @@ pub fn commands() -> Vec<Command> {
     vec![payments::commands::command()]
 }
 
-/// Runs a command of a slice. `settings` has the settings of the slices.
+/// Runs a command of a slice. `settings` reads the settings of the slices.
 ///
 /// # Errors
-/// The reason of the failure, in one sentence.
+/// If the command fails. The error is one sentence with the reason.
 pub async fn execute(
     name: &str,
     arguments: &ArgMatches,
@@ -81,11 +82,11 @@ pub async fn execute(
     }
 }
 
-/// Compares the slices' records with the services that they call, after a restore of the database that has lost the
-/// changes since `lost_since`. Returns one line for each difference that a person must resolve.
+/// Compares the slices' records with those of the services that the slices call, after a restore of the database has
+/// lost the changes since `lost_since`. Returns lines to print: one for each difference, and a summary.
 ///
 /// # Errors
-/// A comparison could not be completed. The command can be repeated.
+/// If a comparison could not be completed. The command `after-restore` can be repeated.
 pub async fn after_restore(
     settings: &Settings,
     database: &Database,
@@ -97,7 +98,7 @@ pub async fn after_restore(
     Ok(lines)
 }
 
-/// The state of the slices. Handlers extract the part that they need with `State`. Cheap to clone.
+/// State of the slices. A handler extracts the part that it needs with `State`. Cheap to clone.
 #[derive(Clone)]
 pub struct Slices {
     database: Database,
@@ -105,7 +106,7 @@ pub struct Slices {
 }
 
 impl Slices {
-    /// Starts the slices. At most `max_waiting` requests may wait for another service at once.
+    /// Creates the state of the slices. At most `max_waiting` requests wait for another service at once.
     ///
     /// # Errors
     /// If a slice cannot work with its settings.
@@ -122,7 +123,7 @@ impl Slices {
         Ok(Self { database: database.clone(), payments })
     }
 
-    /// Starts the periodic work of the slices.
+    /// Starts the workers of the slices.
     pub fn start_workers(&self, workers: &Workers) {
         self.payments.start_workers(workers);
     }

@@ -1,6 +1,6 @@
-//! The reasons why a change of the catalog is rejected.
+//! The reasons why a request about the catalog is rejected, or fails.
 
-/// A failed change of the catalog.
+/// A rejected or failed request about the catalog.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     /// Another product has the SKU.

@@ -1,7 +1,7 @@
 //! Products and their prices.
 //!
-//! A price is the current price. Orders keep the price at which they were placed, so a price change here changes no
-//! order.
+//! The catalog has only current prices. An order keeps the prices at which it was placed, so a price change in the
+//! catalog changes no order.
 mod errors;
 mod model;
 mod routes;

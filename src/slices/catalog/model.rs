@@ -8,8 +8,8 @@ use utoipa::{
 };
 use uuid::Uuid;
 
-/// The highest price of one piece, in minor units. It keeps every total below 2^53, above which many JSON readers lose
-/// precision. Mirrors the constraint `unit_amount_is_in_bounds`.
+/// The highest price of one piece, in minor units. This limit keeps the total of every order below 2^53, above which
+/// many JSON readers lose precision. Mirrors the constraint `unit_amount_is_in_bounds`.
 pub const MAX_UNIT_AMOUNT: i64 = 10_000_000_000;
 
 /// A product of the catalog.
@@ -107,9 +107,9 @@ impl Validate for ProductChange {
     }
 }
 
-/// Returns whether the code is that of a current currency. ISO 4217 also has codes that no payment can use: metals,
-/// units of account, funds, `XTS` for tests and `XXX` for no currency. The crate's list also has currencies that
-/// another currency has replaced.
+/// Returns whether the text is the code of a current currency. ISO 4217 also has codes that no payment can use: metals,
+/// units of account, funds, `XTS` for tests and `XXX` for no currency. The crate `iso_currency` also has currencies
+/// that another currency has replaced.
 fn is_currency(code: &str) -> bool {
     Currency::from_code(code).is_some_and(is_current)
 }
@@ -118,7 +118,7 @@ fn is_current(currency: Currency) -> bool {
     !currency.is_special() && !currency.is_fund() && currency.is_superseded().is_none()
 }
 
-/// Returns the schema with the accepted codes, so that no code of the document is rejected.
+/// Returns a schema that lists exactly the accepted codes.
 fn currency_schema() -> Object {
     let codes = Currency::iter().filter(|currency| is_current(*currency)).map(|currency| currency.code());
     ObjectBuilder::new()
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_currency_is_a_current_one_of_iso_4217() {
+    fn only_current_currencies_of_iso_4217_are_accepted() {
         for code in ["EUR", "USD", "JPY", "KWD", "XOF", "XCD"] {
             assert!(is_currency(code), "{code}");
         }

@@ -38,7 +38,7 @@ pub(super) async fn find(database: &Database, id: Uuid) -> Result<Option<Product
     database.run("products.select", async |connection| statement.fetch_optional(connection).await).await
 }
 
-/// Stores a product with its audit event.
+/// Stores a product, and audits the creation.
 pub(super) async fn create(database: &Database, new: NewProduct) -> Result<Product, CatalogError> {
     let id = Uuid::now_v7();
     let event = Event::change("products", "create").records([id]).with("unit_amount", new.unit_amount);
@@ -78,8 +78,8 @@ pub(super) async fn create(database: &Database, new: NewProduct) -> Result<Produ
     })
 }
 
-/// Changes a product, with an audit event that has the price and the state before and after. Returns `None` if there is
-/// no such product.
+/// Changes a product, and records an audit event with its price and its state (`active`) before and after the change.
+/// Returns `None` if there is no such product.
 pub(super) async fn change(
     database: &Database,
     id: Uuid,

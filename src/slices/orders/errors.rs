@@ -4,13 +4,13 @@ use uuid::Uuid;
 /// A rejected request about an order.
 #[derive(Debug, thiserror::Error)]
 pub enum OrderError {
-    /// The products of these lines do not exist, or are no longer sold.
+    /// The products of these lines do not exist, or are not active. Lines are counted from 0.
     #[error("the products of the lines {0:?} cannot be ordered")]
     NotForSale(Vec<usize>),
     /// The products of the basket have several currencies.
     #[error("the products have several currencies")]
     SeveralCurrencies,
-    /// The catalog changed during the request, and the basket could be ordered now.
+    /// The catalog changed during the request. A retry can succeed, because the basket can be ordered now.
     #[error("the catalog changed during the request")]
     CatalogChanged,
     /// There is no such order, or it belongs to another customer.
@@ -22,7 +22,7 @@ pub enum OrderError {
     /// The order is cancelled already.
     #[error("the order is cancelled already")]
     AlreadyCancelled,
-    /// The order is paid.
+    /// The order is paid, also if it was refunded later.
     #[error("the order is paid")]
     AlreadyPaid,
 }

@@ -2,8 +2,8 @@
 //!
 //! Three rules:
 //!
-//! - Prices come from the catalog and never from the client.
-//! - An order keeps the price at which it was placed.
+//! - The service reads prices from the catalog, and never from the request.
+//! - An order keeps the names and prices of its products at the time of placement.
 //! - Only an unpaid order without a payment in progress can be cancelled.
 mod errors;
 mod metrics;

@@ -121,13 +121,13 @@ pub struct BasketItem {
 }
 
 impl Basket {
-    /// Returns the products of the lines.
+    /// Returns the product of each line.
     pub fn products(&self) -> Vec<Uuid> {
         self.items.iter().map(|item| item.product_id).collect()
     }
 
-    /// Returns the reason why the basket was not placed. `orderable` has those of its products that can be ordered,
-    /// each with its currency.
+    /// Returns the reason why the order of this basket was not placed. `orderable` has the products of the basket that
+    /// can be ordered, each with its currency.
     pub fn why_not_placed(&self, orderable: &[(Uuid, String)]) -> OrderError {
         let is_orderable = |product: Uuid| orderable.iter().any(|(id, _)| *id == product);
         let lines = self.items.iter().enumerate();

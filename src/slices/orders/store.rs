@@ -18,16 +18,16 @@ pub(super) struct PlacedOrder {
     pub(super) body: String,
 }
 
-/// Places an order at the current prices: claims the key, looks up the prices, and stores the order with its items. It
-/// also stores the response and the audit event. Returns `None`, and stores nothing, if the key is taken, a product
+/// Places an order at the current prices: claims the idempotency key, looks up the prices, and stores the order with
+/// its items, the response and the audit event. Returns `None`, and stores nothing, if the key is taken, a product
 /// cannot be ordered, or the products have different currencies.
 ///
-/// All of it is one statement, because each further round trip costs the service as much as all of its own work on the
-/// request. The statement is also its own transaction, which no cancelled request can leave open. Two parts are for the
-/// planner:
+/// Placing an order is one statement, because each further round trip costs the service as much as all of its own work
+/// on the request. The statement is also a transaction, which no cancelled request can leave open. Two details of the
+/// statement guide the planner:
 ///
-/// - `offset 0` keeps the lookup of products an index lookup for each line. The planner does not know the length of the
-///   array, and would scan all products.
+/// - `offset 0` makes the lookup of products an index lookup for each line. Without it, the planner would scan all
+///   products, because it does not know the length of the array.
 /// - `materialized` makes each step run once, in this order.
 pub(super) async fn place(
     database: &Database,
@@ -116,8 +116,8 @@ pub(super) async fn place(
     }))
 }
 
-/// Returns those of the basket's products that can be ordered now, each with its currency. The query runs only if the
-/// order was not placed.
+/// Returns the products of the basket that can be ordered now, each with its currency. Handlers run this query only
+/// after the order was not placed, to find the reason.
 pub(super) async fn orderable(
     database: &Database,
     basket: &Basket,
@@ -158,13 +158,15 @@ impl TryFrom<Row> for Order {
     }
 }
 
-/// Parses a status. A constraint limits the column to these names; an unknown name comes from a newer release.
+/// Parses a status. A constraint limits the column to the names that the schema knows, so an unknown name comes from
+/// the schema of a newer release.
 fn status(text: &str) -> Result<OrderStatus, sqlx::Error> {
     OrderStatus::parse(text)
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown order status {text:?}").into()))
 }
 
-/// Selects orders. The condition, the order and the limit follow the column list.
+/// Selects orders. `$rest` is the part of the statement after the column list: the condition, the sort order and the
+/// limit.
 macro_rules! select_orders {
     ($rest:tt, $($argument:expr),+ $(,)?) => {
         sqlx::query_as!(
@@ -181,7 +183,7 @@ macro_rules! select_orders {
     };
 }
 
-/// Returns one order. With `owner`, returns it only if it is this customer's.
+/// Returns one order. With `owner`, returns the order only if this customer placed it.
 pub(super) async fn find(
     database: &Database,
     id: Uuid,
@@ -195,8 +197,8 @@ pub(super) async fn find(
 
 /// Returns a page of orders, newest first.
 ///
-/// There are three statements instead of one with optional conditions. A single prepared statement has one plan for all
-/// values, and would scan the orders of all customers to find those of one customer.
+/// There are three statements, because a prepared statement has one plan for all values. A single statement with
+/// optional conditions would scan the orders of all customers to find those of one customer.
 pub(super) async fn list(
     database: &Database,
     customer_id: Option<Uuid>,
@@ -237,7 +239,8 @@ pub(super) async fn list(
     rows.into_iter().map(Order::try_from).collect()
 }
 
-/// Cancels an order that is unpaid and has no payment in progress. Returns whether the order was cancelled.
+/// Cancels an order if it is unpaid and has no payment in progress. With `owner`, cancels the order only if this
+/// customer placed it. Returns whether the order was cancelled.
 pub(super) async fn cancel(database: &Database, id: Uuid, owner: Option<Uuid>) -> Result<bool, sqlx::Error> {
     let event = Event::change("orders", "cancel").records([id]);
     let statement = sqlx::query!(
@@ -266,21 +269,21 @@ pub(super) async fn cancel(database: &Database, id: Uuid, owner: Option<Uuid>) -
     Ok(cancelled)
 }
 
-/// The data of an order that paying needs.
+/// The part of an order that a payment depends on.
 #[derive(Debug, Clone)]
 pub struct PayableOrder {
     /// The order's status.
     pub status: OrderStatus,
     /// The amount to pay, in minor units.
     pub total_amount: i64,
-    /// ISO 4217.
+    /// ISO 4217 code of the currency.
     pub currency: String,
-    /// The payment that is in progress or has succeeded.
+    /// The id of the payment that is in progress or has succeeded.
     pub live_payment_id: Option<Uuid>,
 }
 
-/// Returns this customer's order, for paying it. The result does not reserve the order: the statement that begins a
-/// payment checks the order again.
+/// Returns an order of this customer for a payment. The query does not reserve the order, so the statement that begins
+/// the payment checks the order again.
 pub async fn payable(
     database: &Database,
     id: Uuid,

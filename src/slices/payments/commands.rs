@@ -63,7 +63,7 @@ pub fn command() -> Command {
         )
 }
 
-/// Parses a time, or a duration until now.
+/// Parses a time in the past, or a duration that ends now, and returns its beginning.
 fn parse_since(text: &str) -> Result<DateTime<Utc>, String> {
     let now = Utc::now();
     let duration = |text: &str| {
@@ -83,7 +83,7 @@ fn parse_since(text: &str) -> Result<DateTime<Utc>, String> {
     Timestamp::try_from(time).map(DateTime::from).map_err(|error| error.to_string())
 }
 
-/// Runs a command. `settings` is read only by commands that call the gateway.
+/// Runs a command. Only `reconcile` reads `settings`, because only it calls the gateway.
 pub async fn execute(arguments: &ArgMatches, database: &Database, settings: Reader) -> Outcome {
     match arguments.subcommand() {
         Some(("discrepancy", arguments)) => match arguments.subcommand() {
@@ -101,7 +101,7 @@ async fn list(database: &Database) -> Outcome {
     for discrepancy in open_discrepancies(database).await? {
         let record = discrepancy.record_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         println!(
-            "{} {} {} {record} \"{}\": the gateway reports \"{}\", the service had \"{}\"",
+            "{} {} {} {record} \"{}\": the gateway reports \"{}\", the database had \"{}\"",
             discrepancy.id,
             discrepancy.recorded_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
             discrepancy.resource,
@@ -113,7 +113,7 @@ async fn list(database: &Database) -> Outcome {
     Ok(())
 }
 
-/// Returns the id and the reason of a command.
+/// Returns the arguments `ID` and `--reason` of a command.
 fn id_and_reason(arguments: &ArgMatches) -> Result<(Uuid, String), &'static str> {
     let text = |name: &str| arguments.get_one::<String>(name).cloned().unwrap_or_default();
     let id = text("id").parse().map_err(|_| "ID must be a UUID")?;
@@ -155,18 +155,18 @@ async fn reconcile(arguments: &ArgMatches, database: &Database, settings: Reader
     }
 }
 
-/// Compares the gateway's charges and refunds since a time with the stored ones. Passes a line for each difference, and
-/// then a summary, to `on_line`. Returns the number of open differences.
+/// Compares the gateway's charges and refunds since a time with the stored payments and refunds. Passes a line for each
+/// difference, and then a summary, to `on_line`. Returns the number of open differences.
 ///
 /// # Errors
-/// The comparison could not be completed.
+/// If the comparison could not be completed.
 pub async fn compare_since(
     settings: &Settings,
     database: &Database,
     since: DateTime<Utc>,
     mut on_line: impl FnMut(String),
 ) -> Result<usize, Box<dyn std::error::Error + Send + Sync>> {
-    // This command sends no alerts: the running service reads them from the database and sends them.
+    // The command sends no alerts: it stores each alert with its discrepancy, and the running service sends the alert.
     let payments =
         Payments::start(settings, database, &Alerts::without_receivers(), &BackgroundTasks::new(), 1)?;
     let summary = payments.reconcile(since, |finding| on_line(describe(finding))).await;
@@ -187,7 +187,7 @@ fn describe(finding: &Finding) -> String {
         FindingState::Closed => "closed",
     };
     format!(
-        "{} {record} \"{}\": the gateway reports \"{}\", stored is \"{}\" ({state})",
+        "{} {record} \"{}\": the gateway reports \"{}\", the database has \"{}\" ({state})",
         finding.resource,
         finding.what,
         finding.gateway_says.escape_debug(),

@@ -1,11 +1,13 @@
 //! Discrepancies: differences between the gateway's reports and the stored records. A discrepancy settles nothing.
 //!
-//! Recovery polls every few seconds and finds the same discrepancy each time. Each discrepancy is therefore stored,
-//! audited and logged **once**. Repetitions in the audit log would hide other discrepancies.
+//! Recovery polls every few seconds, and finds the same discrepancy each time. Each discrepancy is therefore stored,
+//! audited and logged **once**, because repetitions in the audit log would hide other discrepancies.
 //!
-//! The alert of a discrepancy is stored in the table, and sent until a receiver accepts it. An alert only in memory
-//! would be lost in a crash after the commit, or while the receiver is down. Each record has its own alert. A
-//! discrepancy stays open, and is counted in `payment_discrepancies_open`, until an operator closes it with a reason.
+//! Each discrepancy has an alert of its own. The alert is stored with the discrepancy, and resent until a receiver
+//! accepts it. An alert only in memory would be lost in a crash after the commit, or while the receiver is down.
+//!
+//! A discrepancy is open, and counted in `payment_discrepancies_open`, until an operator closes it with a reason. An
+//! unknown outcome is the exception: `payments_parked` counts it, and the settlement of the record closes it.
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -22,26 +24,27 @@ use uuid::Uuid;
 
 use super::{Payments, store::interval};
 
-/// Discrepancy of a payment or refund that has had no outcome for `PAYMENT_PARK_AFTER_SECONDS`. Its settlement closes
-/// the discrepancy.
+/// Discrepancy of a payment or refund that has had no outcome for `PAYMENT_PARK_AFTER_SECONDS`. The settlement of that
+/// payment or refund closes the discrepancy.
 pub(super) const OUTCOME_UNKNOWN: &str = "outcome unknown";
 
-/// Discrepancy of a charge or refund of the gateway whose reference no record has.
+/// Discrepancy of a charge or refund of the gateway, for whose reference the database has no payment or refund.
 pub(super) const UNKNOWN_REFERENCE: &str = "unknown reference";
 
-/// Discrepancy of a second charge under the reference of a payment that has a charge already.
+/// Discrepancy of a second charge with the reference of a payment that already has a charge.
 pub(super) const SECOND_CHARGE: &str = "second charge";
 
-/// Discrepancy of a second refund of the gateway under the reference of a refund that has one already.
+/// Discrepancy of a second refund of the gateway with the reference of a refund that already has one.
 pub(super) const SECOND_REFUND: &str = "second refund";
 
-/// Maximum length of a stored text of the gateway, in characters.
+/// Maximum length of a text of the gateway that is stored, in characters.
 const MAX_TEXT_CHARACTERS: usize = 500;
 
 /// Maximum number of alerts that one replica sends at once.
 const ALERT_BATCH: i64 = 16;
 
-/// Time after which an alert that no receiver has accepted is sent again. It is longer than one attempt takes.
+/// Time after which an alert that no receiver has accepted is sent again. This time exceeds the duration of one
+/// attempt, so that no two attempts overlap.
 const ALERT_RETRY_INTERVAL: Duration = Duration::from_secs(20);
 
 /// A difference between the gateway's report and the stored record.
@@ -49,7 +52,8 @@ const ALERT_RETRY_INTERVAL: Duration = Duration::from_secs(20);
 pub(super) struct Discrepancy<'a> {
     /// The record's table: `payments` or `refunds`.
     pub(super) resource: &'static str,
-    /// The record's id, or the gateway's reference if no record has it. `None` without a usable reference.
+    /// The record's id, or the gateway's reference if no record has that reference. `None` if the gateway's report has
+    /// no readable reference.
     pub(super) id: Option<Uuid>,
     /// Kind of the discrepancy in a few words, used in the alert's title.
     pub(super) what: &'static str,
@@ -60,8 +64,8 @@ pub(super) struct Discrepancy<'a> {
 }
 
 impl Discrepancy<'_> {
-    /// Returns the digest that identifies all occurrences of a discrepancy. It excludes the stored state, because the
-    /// state can change between two occurrences.
+    /// Returns the digest that all occurrences of one discrepancy have in common. The digest excludes the stored state,
+    /// which can change between two occurrences.
     fn digest(&self, gateway_says: &str) -> [u8; 32] {
         let id = self.id.unwrap_or_default();
         Sha256::new()
@@ -76,8 +80,8 @@ impl Discrepancy<'_> {
     }
 }
 
-/// Returns a text of the gateway in a form that PostgreSQL can store: bounded, and without control characters.
-/// PostgreSQL rejects NUL in text, so one NUL from the gateway would otherwise cause a 500.
+/// Returns a text of the gateway in a form that PostgreSQL can store: shortened, and with escaped control characters.
+/// PostgreSQL rejects NUL in text, so a NUL from the gateway would otherwise fail the statement.
 fn printable(text: &str) -> String {
     let mut printable = String::new();
     for character in text.chars().take(MAX_TEXT_CHARACTERS) {
@@ -90,7 +94,8 @@ fn printable(text: &str) -> String {
     printable
 }
 
-/// Records a discrepancy within a transaction. Returns `None` if it was recorded before.
+/// Records a discrepancy with its audit event, within a transaction. Returns the event to mirror after the commit, or
+/// `None` if the discrepancy was recorded before.
 pub(super) async fn record(
     connection: &mut PgConnection,
     discrepancy: &Discrepancy<'_>,
@@ -128,7 +133,8 @@ pub(super) async fn record(
 }
 
 impl Payments {
-    /// Records a discrepancy in a separate transaction, and sends an alert if it is new. Returns whether it is new.
+    /// Records a discrepancy in a separate transaction, and sends its alert if the discrepancy is new. Returns whether
+    /// it is new.
     pub(super) async fn record_discrepancy(
         &self,
         discrepancy: &Discrepancy<'_>,
@@ -144,7 +150,7 @@ impl Payments {
         Ok(true)
     }
 
-    /// Returns whether an operator has closed a recorded discrepancy.
+    /// Returns whether this discrepancy is recorded and closed.
     pub(super) async fn is_closed(&self, discrepancy: &Discrepancy<'_>) -> Result<bool, sqlx::Error> {
         let digest = discrepancy.digest(&printable(discrepancy.gateway_says));
         let statement = sqlx::query_scalar!(
@@ -171,7 +177,7 @@ impl Payments {
         self.record_discrepancy(&discrepancy).await.map(drop)
     }
 
-    /// Sends the alerts that no receiver has accepted yet. They are sent in a separate task, because a receiver that is
+    /// Sends all due alerts that no receiver has accepted yet. A separate task sends them, because a receiver that is
     /// down must not delay a payment.
     pub(super) fn alert_discrepancies(&self) {
         if self.0.alerts.has_receivers() {
@@ -242,7 +248,7 @@ struct PendingAlert {
     correlation_id: Option<String>,
 }
 
-/// Leases alerts that are due, so that no other replica sends them at the same time.
+/// Leases the alerts that are due, so that no other replica sends the same alerts at the same time.
 async fn lease_alerts(database: &Database) -> Result<Vec<PendingAlert>, sqlx::Error> {
     let statement = sqlx::query_as!(
         PendingAlert,
@@ -306,7 +312,7 @@ pub async fn open_discrepancies(database: &Database) -> Result<Vec<OpenDiscrepan
     database.run("discrepancies.list", async |connection| statement.fetch_all(connection).await).await
 }
 
-/// Closes an open discrepancy, with its audit event. Returns whether it was open.
+/// Closes an open discrepancy, and records an audit event with the reason. Returns whether the discrepancy was open.
 ///
 /// # Errors
 /// If a statement fails; then nothing is closed.

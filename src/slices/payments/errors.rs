@@ -23,7 +23,7 @@ pub enum PaymentError {
     #[error("another payment of the order is in progress")]
     OrderBeingPaid,
     /// A concurrent request paid or cancelled the order, or began a payment for it.
-    #[error("another request claimed the order first")]
+    #[error("a concurrent request claimed the order first")]
     OrderTaken,
     /// The payment cannot be refunded yet, because its outcome is unknown.
     #[error("the outcome of the payment is unknown")]
@@ -34,26 +34,28 @@ pub enum PaymentError {
     /// The amount to refund exceeds the payment.
     #[error("the amount exceeds the payment")]
     ExceedsPayment,
-    /// All of the payment was refunded, or is being refunded.
+    /// The whole amount of the payment was refunded, or is reserved by refunds in progress.
     #[error("nothing of the payment is left to refund")]
     NothingLeft,
     /// The amount to refund exceeds the refundable amount, in minor units.
     #[error("only {0} minor units of the payment are left to refund")]
     ExceedsRefundable(i64),
-    /// Another refund took the refundable amount first.
-    #[error("another refund took the refundable amount first")]
+    /// A concurrent refund reserved the refundable amount first.
+    #[error("a concurrent refund reserved the refundable amount first")]
     RefundableTaken,
-    /// No charge can begin at the gateway.
+    /// No new charge is sent, because the breaker is open or too many requests wait for the gateway.
     #[error("no charge can begin: {0}")]
     CannotCharge(SlotError),
-    /// No refund can begin at the gateway.
+    /// No new refund is sent, because the breaker is open or too many requests wait for the gateway.
     #[error("no refund can begin: {0}")]
     CannotRefund(SlotError),
-    /// The request's deadline passed before the transaction that begins the payment or refund had ended.
+    /// The request's deadline passed before the transaction that begins the payment or refund had ended, so that
+    /// transaction may still commit.
     #[error("it is uncertain whether the payment or refund has begun")]
     BeginningUncertain,
-    /// The same charge or refund of the gateway settled another record concurrently. A retry finds that record.
-    #[error("the gateway's record settled another record at the same time")]
+    /// A concurrent transaction settled another payment or refund by the same charge or refund of the gateway. A retry
+    /// finds that other record, and records a discrepancy.
+    #[error("a concurrent transaction settled another record by the same charge or refund")]
     SettledConcurrently,
     /// The payment's order is missing. No code of the service deletes orders.
     #[error("the order of the payment is missing")]
@@ -64,16 +66,17 @@ pub enum PaymentError {
     /// The body of a signed webhook is not an event.
     #[error("the event is malformed")]
     UnreadableEvent,
-    /// The body of the request is invalid. The idempotency key is checked first.
+    /// The body of the request is invalid. The idempotency key is checked before the body, so that a replay needs no
+    /// valid body.
     #[error("the body of the request is invalid")]
     InvalidBody(Problem),
     /// The idempotency key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// A request of the gateway or a response could not be serialized.
+    /// A request to the gateway or a response to the client could not be serialized.
     #[error(transparent)]
     Serialization(#[from] serde_json::Error),
-    /// The task of the payment or refund panicked.
+    /// The task that sends the payment or refund panicked.
     #[error("the task of the payment or refund panicked: {0}")]
     Panicked(#[from] tokio::task::JoinError),
     /// A statement failed, or the database is unreachable.
@@ -82,7 +85,7 @@ pub enum PaymentError {
 }
 
 impl PaymentError {
-    /// Returns whether the service has failed, instead of rejecting the request.
+    /// Returns whether the error is a failure of the service or the database, and not a rejection of the request.
     pub fn is_failure(&self) -> bool {
         matches!(
             self,

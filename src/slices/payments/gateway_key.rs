@@ -1,8 +1,9 @@
-//! The idempotency key and the reference of a payment or refund at the gateway.
+//! The gateway key: the idempotency key, and also the reference, of a payment or refund at the gateway.
 //!
 //! The key is derived from data that the client repeats: the caller, the `Idempotency-Key`, and the request's
 //! fingerprint (method, path and body). A retry therefore has the same key even if the database has lost the payment,
-//! for example after a restore, and the gateway charges once. A random key would charge a second time.
+//! for example after a restore, and the gateway charges once. With a random key, the gateway would charge a second
+//! time.
 use platform::http::idempotency::Claim;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -14,7 +15,7 @@ use uuid::{Builder, Uuid};
 pub struct GatewayKey(pub Uuid);
 
 impl GatewayKey {
-    /// Derives the key of the payment or refund that a request begins.
+    /// Derives the gateway key of the payment or refund that a request begins.
     ///
     /// Neither a caller's id nor an `Idempotency-Key` contains a zero byte, and the fingerprint has a fixed length.
     /// Different claims therefore never hash the same bytes.

@@ -2,14 +2,15 @@
 //!
 //! Five rules, each of which prevents a known cause of double charges:
 //!
-//! - A payment is stored as `processing`, with the exact request, **before** the gateway is called. It leaves that
-//!   state only by a certain outcome, and a timeout is not one.
-//! - Its idempotency key at the gateway is derived from data that the client repeats ([`gateway_key`]). A retry
-//!   therefore never charges again, even if the database has lost the payment.
+//! - A payment is stored as `processing`, with the exact request, **before** the gateway is called. Only a certain
+//!   outcome changes that status, and a timeout is not a certain outcome.
+//! - The payment's idempotency key at the gateway is derived from data that the client repeats ([`gateway_key`]). A
+//!   retry by the client therefore never charges again, even if the database has lost the payment.
 //! - No transaction and no row lock is open during a call to the gateway.
-//! - The caller's request, recovery and webhooks all settle through one function, [`settlement`]. The guarded update
-//!   there lets one of them settle the payment, and the others read the result.
-//! - Locks are taken in one order: the order's row, the payment's, the refund's.
+//! - The client's request, recovery, reconciliation, webhooks and operators all settle through one module,
+//!   [`settlement`]. Its update has the condition that the payment is `processing`, so one of them settles the payment,
+//!   and the others read the result.
+//! - Transactions lock rows in one sequence, so that no deadlock is possible: the order, the payment, the refund.
 pub mod commands;
 mod discrepancies;
 mod errors;
@@ -63,15 +64,15 @@ struct Inner {
     database: Database,
     gateway: Gateway,
     alerts: Alerts,
-    /// Runs the work of a request that moves money, also after the caller has disconnected.
+    /// Runs the tasks that move money, which continue after the caller has disconnected.
     background_tasks: BackgroundTasks,
-    /// One verifier for each secret; there are several while the secret is rotated.
+    /// One verifier for each webhook secret. There are several secrets during a rotation.
     webhooks: Vec<standardwebhooks::Webhook>,
-    /// Time for which one replica may process a payment or refund exclusively.
+    /// Time for which one replica exclusively processes a payment or refund.
     lease: std::time::Duration,
     recovery_interval: std::time::Duration,
     reconciliation_interval: std::time::Duration,
-    /// Maximum time for which a request may still be sending a payment or refund.
+    /// Maximum time after its creation for which the request of a payment or refund may still be sending it.
     max_send_time: std::time::Duration,
     park_after: std::time::Duration,
 }
@@ -82,13 +83,13 @@ pub enum StartError {
     /// The gateway's client could not be created.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
-    /// The webhook secret could not be decoded. The settings are validated earlier, so this should not happen.
+    /// A webhook secret could not be decoded. The validation of the settings rejects such a secret before.
     #[error("GATEWAY_WEBHOOK_SECRET is invalid: {0}")]
     WebhookSecret(#[from] standardwebhooks::WebhookError),
 }
 
 impl Payments {
-    /// Starts payments in `database`. At most `max_waiting` requests may wait for the gateway at once, so that a slow
+    /// Creates the state of payments. At most `max_waiting` requests wait for the gateway at once, so that a slow
     /// gateway cannot starve the other routes.
     ///
     /// # Errors

@@ -1,8 +1,10 @@
-//! The command by which an operator ends a payment or refund whose outcome stays unknown, as one that moved no money.
+//! The command `payments end`: an operator marks a payment or refund whose outcome stays unknown as failed, because it
+//! moved no money.
 //!
-//! The service never guesses an outcome. An operator who has the gateway's own statement ends the record, with a reason
-//! that is recorded in the audit log. A payment's order can then be paid again, and a refund releases its amount. If
-//! the gateway reports money afterwards, nothing changes, and the contradiction is recorded as a discrepancy.
+//! The service never guesses an outcome. An operator needs the gateway's own statement, and gives a reason that is
+//! recorded in the audit log. A failed payment's order can be paid again, and the amount of a failed refund can be
+//! refunded again. If the gateway reports moved money afterwards, the status stays, and the contradiction is recorded
+//! as a discrepancy.
 use platform::database::Database;
 use uuid::Uuid;
 
@@ -25,13 +27,14 @@ pub enum EndResult {
     Refund,
     /// The payment or refund was settled before, with this status.
     Settled(&'static str),
-    /// Recovery may still find the outcome. The record is not marked for review, and has no open discrepancy.
+    /// Nothing was changed: the record is not marked for review and has no open discrepancy, so recovery may still find
+    /// the outcome.
     NeedsNoReview,
     /// No payment and no refund has this id.
     NotFound,
 }
 
-/// Ends a payment or refund whose outcome is unknown, as one that moved no money.
+/// Marks a payment or refund whose outcome is unknown as failed, if it needs review.
 ///
 /// # Errors
 /// If a statement fails; then nothing is ended.

@@ -11,7 +11,8 @@
 //! after the change was rejected. There are three differences here:
 //!
 //! - An earlier request may have no response yet. The payment's current state is then the replay.
-//! - The response of an earlier request may be deleted already. The payment is then found by its gateway key.
+//! - The response of an earlier request may be deleted already. The payment is then found by its gateway key, and
+//!   replayed too.
 //! - The key is looked up before a gateway slot is acquired, so that a replay needs no slot.
 use platform::{
     http::idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
@@ -39,7 +40,7 @@ use super::{
 };
 use crate::slices::orders::{self, OrderStatus, PayableOrder};
 
-/// The body of a charge. The serialized body is stored, so that a resend has the same bytes.
+/// The body of a charge request. The serialized body is stored, so that a resend has the same bytes.
 #[derive(Serialize)]
 struct ChargeRequest<'a> {
     amount: i64,
@@ -83,8 +84,8 @@ impl Payments {
         Ok(responses::of_payment(&self.reload(previous.resource_id).await?)?.replayed())
     }
 
-    /// Returns the current state of the payment that an earlier request began under this gateway key. A response is
-    /// deleted 24 hours after it was stored. A later request with the same key must not begin a second payment.
+    /// Returns the current state of the payment with this gateway key, which an earlier request began. A stored
+    /// response is deleted after 24 hours, and even then a request with the same key must not begin a second payment.
     async fn existing_payment(&self, key: GatewayKey) -> Result<Option<StoredResponse>, PaymentError> {
         let found = payments::find(&self.0.database, By::GatewayKey(key)).await?;
         found.map(|found| Ok(responses::of_payment(&found.payment)?.replayed())).transpose()
@@ -126,14 +127,14 @@ impl Payments {
             return self.respond_if_not_begun(order_id, gateway_key, &claim).await;
         };
         crash::point("payment.begun");
-        // The receiver is dropped if the deadline has passed; the work continues nevertheless.
+        // Sending fails if the request's deadline has passed. The payment continues without a receiver.
         let _deadline_passed = begun_sender.send(payment.clone());
         let payment = self.charge(payment, gateway_key, &gateway_request, permit).await?;
         Ok(responses::of_payment(&payment)?)
     }
 
-    /// Responds if the payment could not begin. A concurrent request may have claimed the order. Or the same request
-    /// began a payment so long ago that its response is deleted.
+    /// Responds if [`payments::begin`] stored nothing. Either an earlier request with the same key began the payment,
+    /// which is replayed, or a concurrent request claimed the order.
     async fn respond_if_not_begun(
         &self,
         order_id: Uuid,
@@ -204,7 +205,7 @@ impl Payments {
                 break self.leave_to_recovery(payment, reason).await;
             };
             if payments::count_attempt(&self.0.database, payment.id).await?.is_none() {
-                // A webhook has settled the payment since the last attempt.
+                // Another path, such as a webhook, has settled the payment since the last attempt.
                 break self.reload(payment.id).await;
             }
             (calls, permit) = (calls + 1, next);
@@ -224,8 +225,8 @@ impl Payments {
         Ok(payment)
     }
 
-    /// Leaves the payment to recovery, and releases the idempotency key, so that retries of the request read the
-    /// payment's current state.
+    /// Leaves the payment to recovery: its next poll is due after one recovery interval. Releases the idempotency key,
+    /// so that a retry by the client gets the payment's current state.
     async fn leave_to_recovery(
         &self,
         payment: Payment,
@@ -259,7 +260,7 @@ fn failure_reason(unknown: &Unknown) -> FailureReason {
     if unknown.is_timeout() { FailureReason::GatewayTimeout } else { FailureReason::GatewayError }
 }
 
-/// Logs a failure of the work, because the request may no longer wait for the result.
+/// Logs a failure of a payment's or refund's task, because the request may no longer wait for the task's result.
 pub(super) async fn log_failure(
     work: impl Future<Output = Result<StoredResponse, PaymentError>>,
 ) -> Result<StoredResponse, PaymentError> {

@@ -1,4 +1,4 @@
-//! The problems of payments: their own kinds, and the response to each error.
+//! The problems of payments: one problem kind in addition to those of the platform, and the problem for each error.
 use platform::http::problem::{FieldError, Problem};
 
 use super::errors::PaymentError;

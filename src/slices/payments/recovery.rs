@@ -1,8 +1,8 @@
-//! Recovery: polls the gateway for every unknown outcome until it is known.
+//! Recovery: polls the gateway for each payment and refund whose outcome is unknown, until the outcome is certain.
 //!
 //! Any number of replicas may run recovery. A lease, taken by a committed update, keeps two replicas from polling for
-//! the same payment at the same time. The lease only distributes the work. The gateway's idempotency key and the guard
-//! of the settlement ensure that a payment is charged once.
+//! the same payment at the same time. The lease only distributes the work: even without it, the gateway's idempotency
+//! key allows one charge, and the [conditions of a settlement](super::settlement) allow one settlement.
 use std::time::Duration;
 
 use platform::{
@@ -34,33 +34,34 @@ use super::{
     },
 };
 
-/// Maximum number of payments, and also of refunds, that one replica leases at once. All of them are polled
+/// Maximum number of payments, and also of refunds, that one replica leases at once. The replica polls for all of them
 /// concurrently, and each poll has a timeout that is shorter than the lease.
 const BATCH: i64 = 16;
 
-/// Maximum pause between two polls for a payment, also while it needs review. A longer recovery interval takes
-/// precedence. Once the gateway works again, every unknown payment should be settled within a minute.
+/// Maximum pause between two polls for a payment or refund, also while it needs review. A longer recovery interval
+/// takes precedence. With this pause, every payment is settled within a minute after an outage of the gateway.
 const MAX_PAUSE: Duration = Duration::from_secs(20);
 
-/// Result of polling for one payment or refund.
+/// The result of polling for one payment or refund.
 enum PollResult {
     /// The payment or refund is settled.
     Settled,
     /// The outcome is still unknown.
     Unknown,
-    /// The gateway's record contradicts the stored one, so an operator must decide.
+    /// The gateway's response cannot settle the payment or refund, for example because of another amount. A discrepancy
+    /// is recorded, and an operator must decide.
     NeedsReview,
 }
 
-/// Runs recovery once: polls for due payments and refunds, sends alerts that no receiver has accepted, and updates
-/// gauges.
+/// Runs recovery once: polls for due payments and refunds, sends the alerts of discrepancies that no receiver has
+/// accepted, and updates the gauges.
 ///
 /// # Errors
-/// If a statement of the run itself fails. Failed polls are not errors, because a later run repeats them.
+/// If a statement that leases or counts records fails. A failed poll is not an error, because a later run repeats it.
 pub async fn recover(payments: Payments) -> Result<Progress, sqlx::Error> {
     let database = &payments.0.database;
     let lease = payments.0.lease;
-    // Concurrently, so that the wait for one statement does not shorten the leases of the other.
+    // Both statements run concurrently, so that the wait for one does not shorten the leases of the other.
     let (due, due_refunds) =
         tokio::try_join!(payments::lease(database, lease, BATCH), refunds::lease(database, lease, BATCH))?;
     let is_full = [due.len(), due_refunds.len()]
@@ -94,7 +95,7 @@ pub async fn recover(payments: Payments) -> Result<Progress, sqlx::Error> {
     Ok(if is_full { Progress::More } else { Progress::Idle })
 }
 
-/// Returns the context of the request that began the payment or refund, with its correlation id.
+/// Returns a context with the correlation id of the request that began the payment or refund.
 pub(super) fn context_of(correlation_id: &str) -> Context {
     Context::for_work(CorrelationId::parse(correlation_id).unwrap_or_else(CorrelationId::generate))
 }
@@ -103,23 +104,24 @@ impl Payments {
     async fn recover_payment(self, payment: OpenPayment) {
         let result = self.poll_payment(&payment).await;
         let Some(needs_review) =
-            self.needs_review("payments", payment.id, payment.age, payment.parked, result).await
+            self.evaluate_poll("payments", payment.id, payment.age, payment.parked, result).await
         else {
             return;
         };
         let pause = pause_at(payment.age, self.0.recovery_interval);
         if let Err(error) = payments::release(&self.0.database, payment.id, pause, needs_review).await {
-            // The lease expires by itself.
+            // The next poll is then due when the lease expires.
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, payment_id = %payment.id, "failed to release a lease");
         }
     }
 
-    /// Returns whether a payment or refund needs review, or `None` if it is settled.
+    /// Evaluates the result of a poll: returns whether the payment or refund needs review, or `None` if it is settled.
+    /// Records a discrepancy if the outcome has been unknown for `PAYMENT_PARK_AFTER_SECONDS`.
     ///
-    /// A failed poll counts as an unknown outcome, so that a permanent error cannot prevent the record from being
-    /// marked for review.
-    async fn needs_review(
+    /// A failed poll counts as an unknown outcome. Otherwise a permanent error would prevent the review of the payment
+    /// or refund.
+    async fn evaluate_poll(
         &self,
         resource: &'static str,
         id: Uuid,
@@ -150,14 +152,15 @@ impl Payments {
             if let Err(error) = self.record_discrepancy(&unknown).await {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(resource, %id, error, "failed to record a discrepancy; the next run retries it");
-                // The next run also marks the payment or refund for review.
+                // Without its discrepancy, the payment or refund is not marked for review yet. The next run does both.
                 return Some(false);
             }
         }
         Some(true)
     }
 
-    /// Polls for a payment's outcome. Resends the charge if the gateway has none and the key is still valid.
+    /// Polls for a payment's outcome. If the gateway has no charge, [`NoCharge`] decides the next step by the payment's
+    /// age.
     #[instrument(name = "recover payment", skip_all, fields(payment_id = %payment.id))]
     async fn poll_payment(&self, payment: &OpenPayment) -> Result<PollResult, PaymentError> {
         traces::link(&Span::current(), payment.trace_parent.as_deref());
@@ -194,8 +197,8 @@ impl Payments {
         }
     }
 
-    /// Resends the charge. The gateway has no charge, but an earlier call may still be in flight. Only the response to
-    /// the same charge under the same key is certain.
+    /// Resends a charge that the gateway's list does not have. An earlier call may still be in flight, so only the
+    /// response to the same bytes under the same key is certain.
     async fn resend(&self, payment: &OpenPayment, until: Instant) -> Result<PollResult, PaymentError> {
         let Ok(permit) = self.0.gateway.breaker().acquire_in_background() else {
             return Ok(PollResult::Unknown);
@@ -212,7 +215,7 @@ impl Payments {
                 self.settle_charge(payment, &charge, checked).await
             }
             SendResult::Rejected(status) => {
-                // The settling statement settles only if no earlier attempt may have reached the gateway.
+                // The rejection settles the payment only if no other attempt may have reached the gateway.
                 tracing::warn!(%status, payment_id = %payment.id, "the gateway rejected a resent charge");
                 let settled = self.settle(payment.id, payment.order_id, Settlement::Rejected).await?;
                 Ok(if settled.status == PaymentStatus::Processing {
@@ -247,7 +250,7 @@ impl Payments {
         match checked {
             Ok(settlement) => {
                 let settled = self.settle(payment.id, payment.order_id, settlement).await?;
-                // A charge that has settled another payment cannot settle a second one.
+                // The charge has settled another payment, so it cannot settle this one.
                 let rejected = settled.status == PaymentStatus::Processing;
                 Ok(if rejected { PollResult::NeedsReview } else { PollResult::Settled })
             }
@@ -261,7 +264,7 @@ impl Payments {
     async fn recover_refund(self, refund: OpenRefund) {
         let result = self.poll_refund(&refund).await;
         let Some(needs_review) =
-            self.needs_review("refunds", refund.id, refund.age, refund.parked, result).await
+            self.evaluate_poll("refunds", refund.id, refund.age, refund.parked, result).await
         else {
             return;
         };
@@ -272,21 +275,21 @@ impl Payments {
         }
     }
 
-    /// Polls for a refund's outcome. Resends the refund if the gateway has none and the key is still valid. Unlike for
-    /// a charge, an empty list never proves that nothing was refunded.
+    /// Polls for a refund's outcome. If the gateway has no refund, the request is resent while the gateway keeps its
+    /// key. Unlike for a charge, an empty list never proves that nothing was refunded.
     #[instrument(name = "recover refund", skip_all, fields(refund_id = %refund.id))]
     async fn poll_refund(&self, refund: &OpenRefund) -> Result<PollResult, PaymentError> {
         traces::link(&Span::current(), refund.trace_parent.as_deref());
         let until = Instant::now() + self.0.gateway.timeout();
-        let refunds = match self.0.gateway.refunds(refund.gateway_key, until).await {
-            Ok(refunds) => refunds,
+        let reported = match self.0.gateway.refunds(refund.gateway_key, until).await {
+            Ok(reported) => reported,
             Err(Unknown::Unreadable(why)) => {
                 self.record_mismatch("refunds", refund.id, "unreadable refund", &why).await?;
                 return Ok(PollResult::NeedsReview);
             }
             Err(_unknown) => return Ok(PollResult::Unknown),
         };
-        match refunds.as_slice() {
+        match reported.as_slice() {
             [] if NoCharge::after(refund.age) == NoCharge::Resend => self.resend_refund(refund, until).await,
             [] => Ok(PollResult::Unknown),
             [found] => self.settle_found_refund(refund, found).await,
@@ -351,7 +354,8 @@ impl Payments {
     }
 }
 
-/// Returns the pause before the next poll. It grows with the payment's age, from the interval up to [`MAX_PAUSE`].
+/// Returns the pause before the next poll. The pause grows with the age of the payment or refund, from the recovery
+/// interval up to [`MAX_PAUSE`].
 fn pause_at(age: Duration, interval: Duration) -> Duration {
     (age / 4).clamp(interval, MAX_PAUSE.max(interval))
 }

@@ -1,8 +1,8 @@
-//! Refunding a payment, in the same three steps as paying, with two differences:
+//! Refunding a payment, in the same three steps as paying ([`super::paying`]), with two differences:
 //!
 //! - The amount is reserved in the payment's row, so that concurrent refunds together never exceed the payment.
-//! - Only the gateway's status `failed`, or an operator, ends a refund that moved no money. Neither a rejection nor an
-//!   empty list proves that no money was refunded.
+//! - Only a refund object with the status `failed`, or an operator, ends a refund that moved no money. Neither a
+//!   rejection (4xx) nor an empty list of the gateway's refunds proves that no money was refunded.
 use platform::{
     http::idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
     identity::Caller,
@@ -29,7 +29,7 @@ use super::{
     },
 };
 
-/// The body of a refund, stored and sent like the body of a charge.
+/// The body of a refund request, stored and sent like the body of a charge request.
 #[derive(Serialize)]
 struct RefundRequest {
     amount: i64,
@@ -66,7 +66,7 @@ impl Payments {
         finish_by(deadline, work, begun_receiver, responses::of_refund).await
     }
 
-    /// Returns the current state of the refund that an earlier request began under this gateway key. Mirrors
+    /// Returns the current state of the refund with this gateway key, which an earlier request began. Mirrors
     /// `existing_payment`.
     async fn existing_refund(&self, key: GatewayKey) -> Result<Option<StoredResponse>, PaymentError> {
         let found = refunds::find(&self.0.database, By::GatewayKey(key)).await?;
@@ -107,18 +107,19 @@ impl Payments {
             return self.existing_refund(gateway_key).await?.ok_or(PaymentError::RefundableTaken);
         };
         crash::point("refund.begun");
-        // The receiver is dropped if the deadline has passed; the work continues nevertheless.
+        // Sending fails if the request's deadline has passed. The refund continues without a receiver.
         let _deadline_passed = begun_sender.send(refund);
         let found = self.reload_refund(id).await?;
         Ok(responses::of_refund(&self.send_refund(&found.open, permit).await?)?)
     }
 
-    /// Calls the gateway until the outcome is certain or the time limit of one request is reached.
+    /// Calls the gateway until the outcome is certain, no retry is allowed, or the time limit of one request is
+    /// reached.
     async fn send_refund(&self, open: &OpenRefund, permit: Permit) -> Result<Refund, PaymentError> {
         let until = Instant::now() + self.0.gateway.timeout();
         let mut calls = 1;
         let mut permit = permit;
-        // Set if only an operator can end the refund.
+        // Set after a rejection, because a later poll is not expected to find an outcome.
         let mut needs_review = false;
         loop {
             let key = open.gateway_key;
@@ -164,7 +165,7 @@ impl Payments {
             tokio::time::sleep(pause).await;
             let Ok(next) = self.0.gateway.breaker().acquire() else { break };
             if refunds::count_attempt(&self.0.database, open.id).await?.is_none() {
-                // A webhook has settled the refund since the last attempt.
+                // Another path, such as a webhook, has settled the refund since the last attempt.
                 break;
             }
             (calls, permit) = (calls + 1, next);
@@ -188,8 +189,8 @@ impl Payments {
     }
 }
 
-/// Returns the amount to refund. The amount is not reserved yet: the statement that reserves it checks the amount
-/// again.
+/// Returns the amount to refund: the requested amount, or without one the whole refundable amount. The amount is not
+/// reserved yet, so the statement that reserves it checks the amount again.
 fn amount_to_refund(found: &PaymentRecord, amount: Option<i64>) -> Result<i64, PaymentError> {
     if found.payment.status == PaymentStatus::Processing {
         return Err(PaymentError::NotSettled);

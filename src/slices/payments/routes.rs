@@ -40,7 +40,8 @@ pub fn routes() -> OpenApiRouter<Slices> {
 }
 
 /// Pay an order
-/// The outcome of the attempt is in `status`. `processing` (202) means that the outcome at the gateway is not known yet. Poll the payment, or repeat the request with the same key, which never charges twice.
+/// The outcome of the attempt is in `status`. `processing` (202) means that the outcome at the gateway is not known
+/// yet. Poll the payment, or repeat the request with the same key, which never charges twice.
 #[utoipa::path(
     post, path = "/v1/orders/{id}/payments", tag = "payments", request_body = NewPayment, security(("session" = ["customer"])),
     params(
@@ -129,9 +130,9 @@ fn respond_by(deadline: Deadline) -> Instant {
     deadline.0.checked_sub(RESPONSE_MARGIN).unwrap_or(deadline.0)
 }
 
-/// Limits the work to the request's deadline. If a payment or refund has begun, the response is sent earlier (see
-/// [`respond_by`]). Only work that has not begun can reach this deadline. The response is then a 503, because a 504
-/// would leave the result unknown.
+/// Limits the work to the request's deadline. A payment or refund that has begun responds earlier (see [`respond_by`]),
+/// so only work that has not begun can reach this limit. The response is then a 503 that states that no money was
+/// moved. A 504 would leave that open.
 async fn limit_to_deadline(
     deadline: Deadline,
     work: impl Future<Output = Result<StoredResponse, PaymentError>>,

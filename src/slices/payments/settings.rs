@@ -13,14 +13,14 @@ use secrecy::{ExposeSecret, SecretString};
 use standardwebhooks::{Webhook, WebhookError};
 use url::Url;
 
-/// Minimum length of a webhook secret in bytes, defined by Standard Webhooks.
+/// Minimum length of a webhook secret in bytes, as Standard Webhooks requires.
 const MIN_WEBHOOK_SECRET_BYTES: usize = 24;
 
-/// Minimum length of the API key in characters. The gateway defines its format; this check detects a truncated key or a
-/// placeholder.
+/// Minimum length of the API key in characters. The gateway defines the format of the key. The minimum only detects a
+/// truncated key or a placeholder.
 const MIN_API_KEY_CHARACTERS: usize = 8;
 
-/// Time by which a lease exceeds the maximum time of a statement and of the gateway calls.
+/// Time by which a lease at least exceeds the timeouts of a statement and of the gateway calls together.
 const LEASE_MARGIN: Duration = Duration::from_millis(500);
 
 platform::groups! {
@@ -46,20 +46,20 @@ platform::groups! {
 }
 
 impl Settings {
-    /// Returns the time for which one replica may process a payment without an outcome exclusively.
+    /// Returns the time for which one replica exclusively processes a payment or refund without an outcome.
     ///
     /// A lease starts within a statement, and lasts longer than the rest of that statement and the gateway calls after
-    /// it. Recovery therefore never takes over a payment that its request is still sending.
+    /// the statement. Recovery therefore never takes over a payment whose request is still sending it.
     pub fn lease(&self, statement_timeout: Duration) -> Duration {
         self.recovery_lease().max(self.max_send_time(statement_timeout))
     }
 
-    /// Returns the maximum time for which a request may still be sending a payment.
+    /// Returns the maximum time after its creation for which the request of a payment may still be sending it.
     pub fn max_send_time(&self, statement_timeout: Duration) -> Duration {
         statement_timeout + self.gateway_timeout + LEASE_MARGIN
     }
 
-    /// Returns one webhook verifier for each configured secret; there are several while secrets are rotated.
+    /// Returns one webhook verifier for each configured secret. There are several secrets during a rotation.
     pub fn webhooks(&self) -> Result<Vec<Webhook>, WebhookError> {
         self.webhook_secrets.iter().map(|secret| Webhook::new(secret.expose_secret())).collect()
     }
@@ -68,9 +68,9 @@ impl Settings {
         self.recovery_interval * 3
     }
 
-    /// Checks the rules between these settings, the environment and the settings of the listener.
+    /// Checks the rules between these settings, the environment and the settings of the listeners.
     pub fn check(&self, environment: Environment, http: &http::Settings, reader: &mut Reader) {
-        // Each call to the gateway contains the API key.
+        // Each call to the gateway has the API key, which must not be sent without TLS.
         if environment.is_production_like()
             && !self.allow_plaintext
             && outbound::is_plaintext(&self.gateway_url)
@@ -88,8 +88,8 @@ impl Settings {
     }
 }
 
-/// Parses one secret or, during a rotation, several. Standard Webhooks requires 24 to 64 random bytes. With an empty
-/// key, anyone could sign an event that marks an order as paid.
+/// Parses one secret or, during a rotation, several. Each secret must have at least 24 bytes: with an empty secret, an
+/// attacker could sign an event that marks an order as paid.
 fn webhook_secrets(text: &str) -> Result<Vec<SecretString>, String> {
     let is_long_enough = |secret: &str| {
         let key = secret.strip_prefix("whsec_").and_then(|key| BASE64_STANDARD.decode(key).ok());

@@ -1,16 +1,21 @@
 //! Settlement: the only code that changes the status `processing` of a payment or refund.
 //!
 //! The request that began the payment or refund, recovery, reconciliation, webhooks and operators all call [`settle`]
-//! or [`settle_refund`] within a transaction. The update is guarded by `status = 'processing'`, so one of them settles
-//! the record, and the others read the result. A later outcome that differs changes nothing and is recorded as a
-//! discrepancy.
+//! or [`settle_refund`] within a transaction.
 //!
-//! The update has two more guards, which would be racy outside of it:
+//! # Conditions of a settlement
 //!
-//! - A rejection settles a payment only if no other attempt may have reached the gateway.
-//! - A charge or refund of the gateway settles only one record.
+//! The settling statement checks these conditions in its `where` clause, because a check before the statement could be
+//! outdated. If one does not hold, nothing changes.
 //!
-//! The response for the idempotency key is stored in the same transaction.
+//! - The record is `processing`. So one caller settles the record, and the others read the result. A different later
+//!   outcome is recorded as a discrepancy.
+//! - The charge or refund of the gateway has settled no other record.
+//! - A rejection (4xx) settles a payment only if the rejected attempt is the only one that may have reached the gateway
+//!   (`attempts = 1`). An earlier attempt without a response may have charged, and the rejection of a later attempt
+//!   does not prove that the earlier attempt charged nothing.
+//!
+//! The response of the idempotency key and the audit event are stored in the same transaction.
 use platform::{
     audit::{Event, PendingEvent},
     http::idempotency,
@@ -34,11 +39,12 @@ use super::{
     },
 };
 
-/// The result of settling. After the commit, [`SettleResult::committed`] counts the settlement, mirrors the audit event
-/// and alerts.
+/// The result of a call that settles. After the commit, [`SettleResult::committed`] counts the settlement, mirrors the
+/// audit event, and sends the alert of a discrepancy.
 #[must_use = "call committed() after the commit"]
 pub(super) struct SettleResult<T> {
-    /// The payment or refund in its current state. It is still `processing` if a guard rejected the settlement.
+    /// The payment or refund in its current state. Its status is still `processing` if a condition of the settlement
+    /// did not hold.
     record: T,
     effect: SettleEffect,
 }
@@ -46,8 +52,8 @@ pub(super) struct SettleResult<T> {
 enum SettleEffect {
     /// This call settled the payment or refund.
     Now(PendingEvent),
-    /// This call changed nothing. Either a guard rejected the settlement, or an earlier one had the same outcome or one
-    /// that is a recorded discrepancy.
+    /// This call changed nothing: a rejection did not prove the outcome, an earlier call settled the record with the
+    /// same outcome, or the discrepancy was recorded before.
     Unchanged,
     /// This call changed nothing and recorded a discrepancy.
     Discrepancy(PendingEvent),
@@ -62,8 +68,8 @@ impl<T> SettleResult<T> {
         Self { record, effect: discrepancy.map_or(SettleEffect::Unchanged, SettleEffect::Discrepancy) }
     }
 
-    /// Mirrors the audit event, and alerts on a discrepancy. Returns the current state, and whether this call settled
-    /// the payment or refund.
+    /// Mirrors the audit event, and sends the alert of a discrepancy. Returns the current state, and whether this call
+    /// settled the payment or refund.
     fn mirror(self, payments: &Payments) -> (T, bool) {
         match self.effect {
             SettleEffect::Unchanged => (self.record, false),
@@ -79,8 +85,8 @@ impl<T> SettleResult<T> {
         }
     }
 
-    /// Mirrors the audit event, and must be called after the commit. Only commands call this function, because they
-    /// export no metrics.
+    /// Mirrors the audit event, and must be called after the commit. Commands call this function instead of
+    /// `committed`, because they export no metrics and send no alerts.
     pub(super) fn committed_by_command(self) -> (T, bool) {
         let Self { record, effect } = self;
         let settled_now = matches!(effect, SettleEffect::Now(_));
@@ -112,7 +118,8 @@ impl SettleResult<Refund> {
     }
 }
 
-/// Settles a payment of an order, within a transaction.
+/// Settles a payment within a transaction, if the conditions hold. A successful payment makes its order paid. A failed
+/// one lets its order be paid again. `operator_reason` is the reason of an operator who ends the payment.
 ///
 /// # Errors
 /// If a statement fails; then nothing is settled.
@@ -139,7 +146,8 @@ pub(super) async fn settle(
     Ok(SettleResult::now(payment, PendingEvent::of(event)))
 }
 
-/// Returns the payment that was not settled, because it was settled before or a guard rejected the settlement.
+/// Returns the payment for which a condition of the settlement did not hold, and records a discrepancy if the outcomes
+/// differ.
 async fn not_settled(
     connection: &mut PgConnection,
     payment_id: Uuid,
@@ -151,7 +159,7 @@ async fn not_settled(
     let is_open = status.may_become(settlement.status());
     let is_its_charge = |charge_id: &str| found.charge_id.as_deref() == Some(charge_id);
     let discrepancy = match settlement {
-        // Another attempt may have reached the gateway, so the rejection of this attempt does not prove the outcome.
+        // Another attempt may have charged, so the rejection of this attempt does not prove the outcome.
         Settlement::Rejected if found.attempts != 1 => None,
         Settlement::Succeeded { charge_id } | Settlement::Declined { charge_id, .. } if is_open => {
             if !payments::has_settled_another_payment(&mut *connection, payment_id, charge_id).await? {
@@ -169,7 +177,7 @@ async fn not_settled(
             None
         }
         Settlement::Rejected | Settlement::Failed { .. } if status == PaymentStatus::Failed => None,
-        // Another charge with the same result.
+        // A different charge with the same result.
         Settlement::Succeeded { charge_id } if status.took_money() => {
             Some((SECOND_CHARGE, charge_id.as_str()))
         }
@@ -182,14 +190,17 @@ async fn not_settled(
         None => None,
         Some((what, gateway_says)) => {
             let id = Some(payment_id);
-            let found = Discrepancy { resource: "payments", id, what, gateway_says, we_say: status.as_str() };
-            discrepancies::record(connection, &found).await?
+            let difference =
+                Discrepancy { resource: "payments", id, what, gateway_says, we_say: status.as_str() };
+            discrepancies::record(connection, &difference).await?
         }
     };
     Ok(SettleResult::unchanged(found.payment, recorded))
 }
 
-/// Settles a refund, and updates its payment and its order, within a transaction.
+/// Settles a refund within a transaction, if the conditions hold. A successful refund updates the refunded amount and
+/// the status of its payment, and the status of the order. A failed one only releases the amount that it reserved in
+/// the payment's row.
 ///
 /// # Errors
 /// If a statement fails; then nothing is settled.
@@ -215,7 +226,8 @@ pub(super) async fn settle_refund(
     Ok(SettleResult::now(refund, PendingEvent::of(event)))
 }
 
-/// Mirrors [`not_settled`]. A second refund of the gateway for a settled refund is a discrepancy, with any status.
+/// Mirrors [`not_settled`] for refunds. A second refund of the gateway for a settled refund is a discrepancy, whatever
+/// its status.
 async fn refund_not_settled(
     connection: &mut PgConnection,
     open: &OpenRefund,
@@ -236,14 +248,14 @@ async fn refund_not_settled(
         return Ok(SettleResult::unchanged(refund, None));
     };
     let we_say = refund.status.as_str();
-    let found = Discrepancy { resource: "refunds", id: Some(open.id), what, gateway_says, we_say };
-    let recorded = discrepancies::record(connection, &found).await?;
+    let difference = Discrepancy { resource: "refunds", id: Some(open.id), what, gateway_says, we_say };
+    let recorded = discrepancies::record(connection, &difference).await?;
     Ok(SettleResult::unchanged(refund, recorded))
 }
 
 impl Payments {
-    /// Settles a payment in a separate transaction. Returns its current state, which is still `processing` if a
-    /// guard rejected the settlement.
+    /// Settles a payment in a separate transaction. Returns the payment's current state, which is still `processing` if
+    /// a condition of the settlement did not hold.
     pub(super) async fn settle(
         &self,
         payment_id: Uuid,
@@ -258,8 +270,8 @@ impl Payments {
         Ok(settled.committed(self))
     }
 
-    /// Settles a refund in a separate transaction. Returns its current state, which is still `processing` if a
-    /// guard rejected the settlement.
+    /// Settles a refund in a separate transaction. Returns the refund's current state, which is still `processing` if a
+    /// condition of the settlement did not hold.
     pub(super) async fn settle_refund(
         &self,
         open: &OpenRefund,

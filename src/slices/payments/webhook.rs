@@ -1,11 +1,11 @@
-//! Webhooks of the payment gateway (Standard Webhooks). They are signed, and may be duplicated, late or missing.
+//! Webhooks of the payment gateway (Standard Webhooks). Webhooks are signed, and can be duplicated, late or missing.
 //!
 //! The signature is verified over the raw bytes before any of the content is used. One transaction claims the event's
-//! id and applies the event; the response is 2xx only after the commit. Webhooks only make outcomes known earlier.
-//! Everything works without webhooks.
+//! id and applies the event, and the response is 2xx only after the commit. Webhooks only make outcomes known earlier:
+//! without webhooks, recovery finds the same outcomes by polling.
 //!
-//! A signed event that is unusable is acknowledged and recorded as a discrepancy. After an error response, the gateway
-//! would send the same bytes again.
+//! A signed event with unusable data is recorded as a discrepancy and acknowledged, because the gateway would send the
+//! same bytes again after an error response.
 use axum::http::HeaderMap;
 use platform::{audit::PendingEvent, http::idempotency, resilience::crash, telemetry::traces};
 use serde::Deserialize;
@@ -31,9 +31,9 @@ use super::{
 /// Scope of the events' idempotency keys, in place of a caller's id.
 const SCOPE: &str = "gateway";
 
-/// An event of the gateway. Unknown fields and types come from a newer gateway and are ignored.
+/// An event of the gateway. Fields and types that are unknown are ignored, because a newer gateway may send them.
 ///
-/// `data` is parsed later, so that an unusable text in `data` does not make the event malformed.
+/// `data` is parsed later, so that unusable data does not make the whole event malformed.
 #[derive(Deserialize)]
 struct Event<'a> {
     #[serde(rename = "type")]
@@ -43,13 +43,13 @@ struct Event<'a> {
 }
 
 impl Event<'_> {
-    /// Parses the object that the event is about.
+    /// Parses the charge or refund in `data`.
     fn data<T: for<'de> Deserialize<'de>>(&self) -> Result<T, String> {
         let data = self.data.ok_or("the event has no data")?;
         serde_json::from_str(data.get()).map_err(|error| error.to_string())
     }
 
-    /// Returns the reference, if it is readable.
+    /// Returns the reference in `data`, if at least the reference can be parsed.
     fn reference(&self) -> Option<GatewayKey> {
         #[derive(Deserialize)]
         struct ReferenceOnly {
@@ -59,7 +59,7 @@ impl Event<'_> {
     }
 }
 
-/// Effect of an event, to be mirrored after the commit.
+/// The effect of an event, which is counted and mirrored after the commit.
 enum Effect {
     Nothing,
     Payment(SettleResult<Payment>),
@@ -68,7 +68,7 @@ enum Effect {
 }
 
 impl Payments {
-    /// Receives an event. Duplicates, unknown references and unusable data are acknowledged, too.
+    /// Receives an event. Returns `Ok` also for duplicates, unknown references and unusable data.
     pub(super) async fn receive(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), PaymentError> {
         let event_id = self.verify(headers, body)?;
         let event: Event = serde_json::from_slice(body).map_err(|_| PaymentError::UnreadableEvent)?;
@@ -101,8 +101,8 @@ impl Payments {
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let id = header(HEADER_WEBHOOK_ID)
             .filter(|id| (1..=255).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic()));
-        // The library subtracts timestamps without an overflow check. No time before the year 5138 has more than eleven
-        // digits.
+        // `standardwebhooks` subtracts timestamps without an overflow check, so a long timestamp is rejected first. No
+        // time before the year 5138 has more than eleven digits.
         let is_short_time = header(HEADER_WEBHOOK_TIMESTAMP).is_some_and(|time| time.len() <= 11);
         let has_valid_signature =
             || self.0.webhooks.iter().any(|webhook| webhook.verify(body, headers).is_ok());
@@ -134,8 +134,8 @@ async fn apply(
     }
 }
 
-/// Records an event whose data does not match its type. The discrepancy names the record of the event's reference, if
-/// there is one.
+/// Records an event whose data does not match the event's type. The discrepancy has the id of the payment or refund
+/// with the event's reference, or else the reference itself.
 async fn record_unusable(
     connection: &mut PgConnection,
     resource: &'static str,

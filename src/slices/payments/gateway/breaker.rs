@@ -10,7 +10,8 @@ use super::SERVICE;
 
 const BREAKER_OPEN: Condition = Condition::symptom("CircuitBreakerOpen", "payments");
 
-/// Returns the breaker. It opens if at least half of at least ten calls in the last 30 seconds failed.
+/// Returns the breaker. The breaker opens if at least ten calls ended in the last 30 seconds, and at least half of them
+/// failed.
 pub(super) fn breaker(alerts: &Alerts) -> Breaker {
     let settings = breaker::Settings {
         window: Duration::from_secs(30),

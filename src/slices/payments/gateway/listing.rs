@@ -1,8 +1,8 @@
-//! The gateway's listing of charges and refunds by their time of creation, page by page.
+//! The client of the gateway's listing: all charges and refunds by their time of creation, page by page.
 //!
-//! The listing may be incomplete, repeated or in the wrong order, so callers must not decide anything by the listing
-//! alone. An unreadable record does not make its page unreadable, because that would hide every other record of the
-//! page.
+//! A page can lack or repeat records, or have them in the wrong order, so callers must not decide anything by the
+//! listing alone. Records are parsed one by one, because a record that cannot be parsed must not hide the other records
+//! of its page.
 use axum::http::StatusCode;
 use chrono::{DateTime, SecondsFormat, Utc};
 use platform::resilience::breaker::Permit;
@@ -15,7 +15,7 @@ use url::Url;
 use super::{Charge, Gateway, GatewayRefund, SendResult, Unknown};
 use crate::slices::payments::gateway_key::GatewayKey;
 
-/// Number of requested records of a page. Such a page is shorter than the maximum length of a response.
+/// Number of records in a requested page. A page of this size is shorter than the maximum length of a response.
 const PAGE_RECORDS: usize = 100;
 
 /// Maximum length of a cursor in bytes.
@@ -57,13 +57,13 @@ pub struct Page<T> {
 /// A record of the listing.
 #[derive(Debug)]
 pub enum Record<T> {
-    /// A charge or refund.
+    /// A record that was parsed: a charge or a refund.
     Readable(T),
-    /// A record that is not the expected object.
+    /// A record that could not be parsed as a charge or a refund.
     Unreadable {
-        /// The record's reference, if the reference is readable.
+        /// The record's reference, if at least the reference could be parsed.
         reference: Option<GatewayKey>,
-        /// The reason, with a digest that distinguishes the record from others.
+        /// The parse error, with a digest of the record, so that different records have different discrepancies.
         why: String,
     },
 }
@@ -95,13 +95,13 @@ struct RawPage {
     next_cursor: Option<Cursor>,
 }
 
-/// Reason why a page could not be read.
+/// The reason why a page could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PageError {
     /// The gateway rejected the request (4xx), for example because it no longer knows the cursor.
     #[error("the gateway rejected the listing with {0}")]
     Rejected(StatusCode),
-    /// There is no usable response.
+    /// The response is missing or unusable.
     #[error(transparent)]
     Unknown(#[from] Unknown),
 }
@@ -131,7 +131,7 @@ impl Gateway {
         self.page("refunds", created, cursor).await
     }
 
-    /// Reads a page as a background call, so that customers' requests keep the trial calls of a half-open breaker.
+    /// Reads a page as a background call, so that customers' requests get the trial calls of a half-open breaker.
     async fn page<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -148,8 +148,8 @@ impl Gateway {
         }
         let RawPage { data, next_cursor } = self.raw_page(url, permit).await?;
         if next_cursor.is_some() && next_cursor.as_ref() == cursor {
-            // Otherwise the caller would request this page forever.
-            return Err(Unknown::Malformed("the next page is the same page".to_owned()).into());
+            // Without this check, the caller would request this page forever.
+            return Err(Unknown::Malformed("the next page has the same cursor".to_owned()).into());
         }
         Ok(Page { records: data.iter().map(|record| Record::parse(record)).collect(), next: next_cursor })
     }

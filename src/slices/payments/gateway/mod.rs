@@ -1,7 +1,9 @@
 //! The client of the payment gateway.
 //!
-//! It distinguishes certain outcomes from unknown ones. Only a charge or refund object is a certain outcome. A timeout,
-//! a failed connection, a malformed response and the statuses 3xx, 408, 425, 429 and 5xx leave the outcome unknown.
+//! The client distinguishes certain outcomes from unknown ones. A charge or refund object that matches the request is a
+//! certain outcome. A rejection (4xx) is one only for a charge, and only if no other attempt may have reached the
+//! gateway. A timeout, a failed connection, a malformed response and the statuses 3xx, 408, 425, 429 and 5xx leave the
+//! outcome unknown.
 mod breaker;
 mod listing;
 mod metrics;
@@ -44,17 +46,18 @@ use platform::{
 /// Name of the gateway in `service` labels and in the breaker.
 pub const SERVICE: &str = "payment_gateway";
 
-/// Maximum length of a response in bytes, far above any real response. A longer response is not read.
+/// Maximum length of a response in bytes, far above that of any real response. The rest of a longer response is not
+/// read.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
-/// Maximum accepted `Retry-After`; a longer one counts as this time. It exceeds the timeout of a request, so it ends
-/// the retries within a request. The bound prevents overflows in time arithmetic.
+/// Maximum accepted `Retry-After`. A longer one is shortened to this time, so that time arithmetic cannot overflow. A
+/// pause of this length exceeds the timeout of a request, and so ends the retries within the request.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// Pauses between the attempts of one request.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
 
-/// Maximum number of retries within one request. Later attempts are left to recovery.
+/// Maximum number of retries within one request. After that, recovery takes over.
 const MAX_RETRIES: u32 = 3;
 
 /// The gateway's client. Cheap to clone.
@@ -67,11 +70,13 @@ struct Inner {
     timeout: Duration,
     breaker: Breaker,
     budget: Budget,
-    /// A bulkhead: a slow gateway can block only this many requests.
+    /// The bulkhead: a request that waits for the gateway holds one slot, so that a slow gateway blocks only as many
+    /// requests as there are slots.
     slots: Arc<Semaphore>,
 }
 
-/// Permission to begin a new charge or refund at the gateway. It is held until the operation ends.
+/// Permission to begin a new charge or refund at the gateway. The request holds its slot until its calls to the gateway
+/// end.
 #[derive(Debug)]
 pub struct GatewaySlot {
     /// The breaker's permit for the first call.
@@ -80,7 +85,7 @@ pub struct GatewaySlot {
     pub slot: OwnedSemaphorePermit,
 }
 
-/// Reason why no new charge or refund can begin.
+/// The reason why no new charge or refund can begin.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
     /// The breaker is open.
@@ -102,7 +107,7 @@ impl SlotError {
 }
 
 impl Gateway {
-    /// Creates a client with these settings. At most `max_waiting` requests wait for the gateway at once.
+    /// Creates a client with these settings. At most `max_waiting` requests hold a [`GatewaySlot`] at once.
     ///
     /// # Errors
     /// If the client cannot be created, or the API key is not a valid header value.
@@ -158,7 +163,7 @@ impl Gateway {
         Some(unknown.retry_after().unwrap_or_default().max(BACKOFF.pause(retry)))
     }
 
-    /// Sends a charge with exactly this body, under the payment's key.
+    /// Sends a charge with exactly this body, under the payment's gateway key.
     pub async fn charge(
         &self,
         key: GatewayKey,
@@ -169,7 +174,7 @@ impl Gateway {
         self.send(&["v1", "charges"], key, body, permit, until).await
     }
 
-    /// Sends a refund of a charge with exactly this body, under the refund's key.
+    /// Sends a refund of a charge with exactly this body, under the refund's gateway key.
     pub async fn refund(
         &self,
         charge_id: &str,
@@ -181,7 +186,7 @@ impl Gateway {
         self.send(&["v1", "charges", charge_id, "refunds"], key, body, permit, until).await
     }
 
-    /// Returns the gateway's charges for a payment.
+    /// Returns the gateway's charges with the reference of a payment.
     ///
     /// # Errors
     /// If the call has no certain outcome, or the gateway rejects it.
@@ -189,7 +194,7 @@ impl Gateway {
         self.list("charges", key, |charge: &Charge| charge.reference, until).await
     }
 
-    /// Returns the gateway's refunds for a refund.
+    /// Returns the gateway's refunds with the reference of a stored refund.
     ///
     /// # Errors
     /// If the call has no certain outcome, or the gateway rejects it.
@@ -197,7 +202,7 @@ impl Gateway {
         self.list("refunds", key, |refund: &GatewayRefund| refund.reference, until).await
     }
 
-    /// Checks that the gateway responds, for readiness. The check bypasses the breaker, so that it does not use up the
+    /// Checks that the gateway responds, for readiness. The check bypasses the breaker, because it would use up the
     /// trial calls of a half-open breaker.
     ///
     /// # Errors
@@ -205,10 +210,10 @@ impl Gateway {
     pub async fn ping(&self) -> Result<(), Unknown> {
         let url = self.url(&["healthz"]);
         let response = self.0.client.get(url).timeout(self.0.timeout).send().await.map_err(from_reqwest)?;
-        if response.status().is_success() { Ok(()) } else { Err(status(&response)) }
+        if response.status().is_success() { Ok(()) } else { Err(from_status(&response)) }
     }
 
-    /// Builds a URL segment by segment, so that an external id cannot change the path.
+    /// Builds a URL segment by segment, so that an id of the gateway in a segment cannot change the path.
     fn url(&self, path: &[&str]) -> Url {
         let mut url = self.0.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
@@ -236,11 +241,11 @@ impl Gateway {
         self.call(request, "POST", url, permit, until).await
     }
 
-    /// Lists the gateway's objects for a reference. An object with another reference counts as a failure of the
-    /// gateway. An unreadable object of this reference does not (see [`Unknown::is_outage`]).
+    /// Lists the gateway's objects with a reference. An object with another reference counts as a failure of the
+    /// gateway. An unreadable object does not (see [`Unknown::is_outage`]).
     ///
-    /// Only recovery lists objects, as a background call. While the breaker is half-open, a background call does not
-    /// use up the trial calls of customers' requests.
+    /// Only recovery and reconciliation list objects, as background calls. While the breaker is half-open, a background
+    /// call does not use up the trial calls of customers' requests.
     async fn list<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -268,8 +273,9 @@ impl Gateway {
         }
     }
 
-    /// Makes one measured call until `until`, with the trace context. A rejection or a failure is recorded in the
-    /// breaker here. Otherwise the caller records the result when it checks the object.
+    /// Makes one call that ends at `until` at the latest, measures it, and sends the trace context. This function
+    /// records a rejection or a failure in the breaker. The caller records every other result, when it checks the
+    /// returned object.
     async fn call<T: DeserializeOwned>(
         &self,
         request: reqwest::RequestBuilder,
@@ -281,7 +287,7 @@ impl Gateway {
         let started = Instant::now();
         let remaining = until.saturating_duration_since(started);
         if remaining.is_zero() {
-            // A future that is polled once may send the request before its timeout is checked.
+            // `timeout` polls the call before it checks the time, so a call without remaining time could still be sent.
             return SendResult::Unknown(Unknown::NotCalled);
         }
         let span = self.open_span(method, &url);
@@ -322,7 +328,8 @@ impl Gateway {
         }
     }
 
-    /// Opens a span by the stable semantic conventions for HTTP clients. Fields declared empty are recorded at the end.
+    /// Opens a span with the names of OpenTelemetry's stable conventions for HTTP clients. [`record_reply`] sets the
+    /// empty fields after the call.
     fn open_span(&self, method: &'static str, url: &Url) -> Span {
         tracing::info_span!(
             "gateway",
@@ -348,7 +355,7 @@ enum Reply<T> {
     Rejected(StatusCode),
 }
 
-/// Records the result in the client's span. In the conventions for client spans, a 4xx is an error too.
+/// Records the result of a call in its span. In OpenTelemetry's conventions for client spans, a 4xx is an error too.
 fn record_reply<T>(span: &Span, reply: &Result<Reply<T>, Unknown>) {
     let status = match reply {
         Ok(Reply::Object(status, _) | Reply::Rejected(status)) | Err(Unknown::Status { status, .. }) => {
@@ -383,8 +390,8 @@ pub enum GatewayError {
     Client(#[source] reqwest::Error),
 }
 
-/// Sends the request and parses the response. Returns [`Unknown`] for a status that leaves the outcome unknown, and for
-/// a body that is not the expected object.
+/// Sends the request and parses the response. Returns [`Unknown`] if there is no response, if its status leaves the
+/// outcome unknown, or if its body is not the expected object.
 async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<Reply<T>, Unknown> {
     let mut response = request.send().await.map_err(from_reqwest)?;
     let is_inconclusive = response.status().is_server_error()
@@ -394,7 +401,7 @@ async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<
             StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY
         );
     if is_inconclusive {
-        return Err(status(&response));
+        return Err(from_status(&response));
     }
     if !response.status().is_success() {
         return Ok(Reply::Rejected(response.status()));
@@ -402,14 +409,14 @@ async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(from_reqwest)? {
         if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
-            return Err(Unknown::Malformed("it is too long".to_owned()));
+            return Err(Unknown::Malformed("the body is too long".to_owned()));
         }
         body.extend_from_slice(&chunk);
     }
     match serde_json::from_slice(&body) {
         Ok(object) => Ok(Reply::Object(response.status(), object)),
-        // `IgnoredAny` does not decode strings. A lone surrogate makes a string unreadable, although the body is still
-        // JSON.
+        // `IgnoredAny` accepts all JSON, because it does not decode strings. A lone surrogate in a string fails the
+        // first parse, although the body is JSON.
         Err(error) if serde_json::from_slice::<IgnoredAny>(&body).is_ok() => {
             Err(Unknown::Unreadable(error.to_string()))
         }
@@ -418,7 +425,7 @@ async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<
 }
 
 fn from_reqwest(error: reqwest::Error) -> Unknown {
-    // The URL contains references, which the log has in separate fields.
+    // The URL has the reference and ids, which the log has in separate fields.
     let error = error.without_url();
     if error.is_connect() {
         Unknown::NotConnected(error)
@@ -429,7 +436,7 @@ fn from_reqwest(error: reqwest::Error) -> Unknown {
     }
 }
 
-fn status(response: &reqwest::Response) -> Unknown {
+fn from_status(response: &reqwest::Response) -> Unknown {
     let header = response.headers().get(header::RETRY_AFTER);
     let retry_after = header.and_then(|value| parse_retry_after(value.to_str().ok()?));
     Unknown::Status { status: response.status(), retry_after }

@@ -1,6 +1,7 @@
 //! The gateway's responses, and the reasons for which an outcome stays unknown.
 //!
-//! Texts that are stored have types with bounds, so that parsing rejects a response that PostgreSQL could not store.
+//! The ids are stored, so their type has a maximum length and no control characters. Parsing therefore rejects a
+//! response that PostgreSQL could not store.
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -49,7 +50,7 @@ pub struct Charge {
     pub decline_code: Option<String>,
     /// Amount in minor units.
     pub amount: i64,
-    /// ISO 4217.
+    /// ISO 4217 code of the currency.
     pub currency: String,
 }
 
@@ -80,7 +81,7 @@ pub struct GatewayRefund {
     pub id: GatewayId,
     /// The gateway key of the refund.
     pub reference: GatewayKey,
-    /// The charge that it refunds.
+    /// The gateway's id of the refunded charge.
     pub charge_id: GatewayId,
     /// The result of the refund.
     pub status: GatewayRefundStatus,
@@ -108,8 +109,8 @@ impl GatewayRefundStatus {
     }
 }
 
-/// An object of the gateway that has not been compared with the request yet. Until then, the breaker has not recorded
-/// the call as a success or a failure.
+/// An object of the gateway that has not been compared with the request yet. [`Self::check`] compares it, and records
+/// the call in the breaker as a success or a failure.
 #[derive(Debug)]
 #[must_use = "the response must be checked"]
 pub struct GatewayResponse<T> {
@@ -118,8 +119,8 @@ pub struct GatewayResponse<T> {
 }
 
 impl<T> GatewayResponse<T> {
-    /// Compares the object with the request, and records the result in the breaker. An object that does not match
-    /// counts as a failure of the gateway, like a missing response.
+    /// Compares the object with the request, and records the result in the breaker. An object that does not match the
+    /// request counts as a failure of the gateway, like a missing response.
     pub fn check<C, E>(self, check: impl FnOnce(&T) -> Result<C, E>) -> (T, Result<C, E>) {
         let checked = check(&self.object);
         match &checked {
@@ -135,19 +136,20 @@ impl<T> GatewayResponse<T> {
 pub enum SendResult<T> {
     /// The gateway returned the object. The outcome is certain if the object matches the request.
     Response(GatewayResponse<T>),
-    /// The gateway rejected the request (4xx). The outcome is certain only if no other attempt may have reached the
-    /// gateway.
+    /// The gateway rejected the request (4xx). For a charge, the outcome is certain only if no other attempt may have
+    /// reached the gateway. For a refund, a rejection is never a certain outcome.
     Rejected(StatusCode),
-    /// The gateway has a different body under this key (409). This must never happen, and leaves the outcome unknown.
+    /// The gateway has a different body under this key (409). The outcome is unknown. This must never happen, because
+    /// the stored body is resent unchanged.
     Conflict,
     /// The outcome is unknown.
     Unknown(Unknown),
 }
 
-/// Reason for an unknown outcome.
+/// The reason for which an outcome is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum Unknown {
-    /// There was no response in time.
+    /// The response did not arrive in time.
     #[error("the gateway did not respond in time")]
     TimedOut,
     /// No connection was made, which proves that nothing was sent.
@@ -159,7 +161,7 @@ pub enum Unknown {
     /// The gateway responded with a status that leaves the outcome unknown.
     #[error("the gateway responded with {status}")]
     Status {
-        /// 5xx, 3xx, 408, 425 or 429; for a list, any error.
+        /// 5xx, 3xx, 408, 425 or 429; for a list, any status other than 2xx.
         status: StatusCode,
         /// The pause that the gateway requests before a retry.
         retry_after: Option<Duration>,
@@ -201,8 +203,8 @@ impl Unknown {
     /// Returns whether the breaker counts the call as a failure of the gateway. Rejected and rate-limited requests do
     /// not count.
     ///
-    /// An unreadable record of a payment that began earlier does not count either. The gateway would return the record
-    /// in every poll, and a few such records would keep the breaker open although other payments work.
+    /// An unreadable record in the response to a poll does not count either. The gateway would return that record in
+    /// every poll, and a few such records would keep the breaker open although other payments work.
     pub(super) fn is_outage(&self, is_poll: bool) -> bool {
         match self {
             Self::Status { status, .. } => status.is_server_error(),

@@ -1,4 +1,4 @@
-//! Payments and refunds, and the rules by which they are settled. No I/O.
+//! Payments and refunds, and the rules for their status and for requests. No I/O.
 mod outcome;
 
 use chrono::{DateTime, Utc};
@@ -57,7 +57,7 @@ impl PaymentStatus {
         Self::ALL.into_iter().find(|status| status.as_str() == text)
     }
 
-    /// Returns whether a payment can change from this status to `next`. Mirrors the SQL trigger
+    /// Returns whether a payment with this status can get the status `next`. Mirrors the SQL trigger
     /// `payment_status_moves_forward`.
     pub fn may_become(self, next: Self) -> bool {
         use PaymentStatus::{Declined, Failed, PartiallyRefunded, Processing, Refunded, Succeeded};
@@ -178,7 +178,7 @@ pub struct NewRefund {
     /// Amount in minor units. Omitted: the whole refundable amount.
     #[schema(minimum = 1, maximum = 9_223_372_036_854_775_807_i64, example = 1290)]
     pub amount: Option<i64>,
-    /// Reason of the refund, at most 500 characters. It is stored and not sent to the gateway.
+    /// Reason of the refund, at most 500 characters. The reason is stored, and not sent to the gateway.
     #[schema(max_length = 500, pattern = r"^[^\x00]*$", example = "The mug arrived broken")]
     pub reason: Option<String>,
 }

@@ -1,4 +1,5 @@
-//! Certain and unknown outcomes of payments and refunds. No I/O.
+//! The outcomes of payments and refunds: how a charge or refund of the gateway settles one, and the steps while none
+//! exists. No I/O.
 use std::time::Duration;
 
 use super::{PaymentStatus, RefundStatus};
@@ -7,8 +8,8 @@ use crate::slices::payments::{
     gateway_key::GatewayKey,
 };
 
-/// Reason why a payment attempt did not charge, or not at once. The list is closed, because the reasons are a label of
-/// `payment_failures_total`.
+/// Reason why a payment attempt did not charge, or not at once. The reasons are values of a label of
+/// `payment_failures_total`, so a text of the gateway cannot be a reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureReason {
     /// The bank: insufficient funds.
@@ -77,8 +78,8 @@ pub enum Settlement {
         /// The reason of the decline.
         reason: FailureReason,
     },
-    /// The gateway rejected a request (4xx). This is certain only if no other request may have reached the gateway,
-    /// which the settling statement checks.
+    /// The gateway rejected an attempt (4xx). The rejection proves that nothing was charged only if no other attempt
+    /// may have reached the gateway, which the settling statement checks.
     Rejected,
     /// Nothing was charged, and nothing will be.
     Failed {
@@ -115,12 +116,13 @@ impl Settlement {
     }
 }
 
-/// A difference between the gateway's object and the request. It settles nothing, and an operator must review it.
+/// The field in which the gateway's object differs from the request. A differing object settles nothing, and an
+/// operator must review it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the gateway's {0} differs from the requested one")]
 pub struct Mismatch(pub &'static str);
 
-/// Checks that a charge belongs to this payment, and returns the settlement.
+/// Checks that a charge matches a payment, and returns the settlement of that payment.
 ///
 /// # Errors
 /// If the reference, the amount or the currency differs.
@@ -149,7 +151,7 @@ pub fn check_charge(
     })
 }
 
-/// A certain outcome of a refund. Only the gateway's own report or an operator ends a refund.
+/// A certain outcome of a refund, from a refund object of the gateway or from an operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefundSettlement {
     /// True if the money was refunded.
@@ -165,7 +167,7 @@ impl RefundSettlement {
     }
 }
 
-/// Checks a refund, like [`check_charge`].
+/// Checks that a refund of the gateway matches a stored refund, and returns the settlement of the stored refund.
 ///
 /// # Errors
 /// If the reference, the amount or the charge differs.
@@ -188,26 +190,27 @@ pub fn check_refund(
     Ok(RefundSettlement { succeeded, gateway_refund_id: Some(refund.id.as_str().to_owned()) })
 }
 
-/// Time within which a charge may be resent. The gateway deletes an idempotency key after 24 hours. Resends stop one
-/// hour earlier, and recovery then only polls.
+/// Time since the first send within which recovery resends a charge or refund. The gateway deletes an idempotency key
+/// after 24 hours, and a resend after that could charge twice. Resends therefore stop one hour earlier.
 const RESEND_WITHIN: Duration = Duration::from_hours(23);
-/// Age after which a payment without a charge counts as never charged. One hour after the gateway has deleted the key,
-/// no request under that key can still be in flight.
+/// Time since the first send after which a payment without a charge counts as never charged. The last resend was two
+/// hours earlier, so no request under the payment's key can still be in flight.
 const NEVER_CHARGED_AFTER: Duration = Duration::from_hours(25);
 
 /// Next step for a payment for which the gateway has no charge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoCharge {
-    /// An earlier call may still be in flight. Resend the same charge under the same key, and use the response.
+    /// An earlier call may still be in flight. Recovery resends the same charge under the same key, because the
+    /// response is certain.
     Resend,
-    /// The charge can no longer be resent, but an earlier call may still charge. Only poll.
+    /// The charge can no longer be resent, but an earlier call may still charge. Recovery only polls.
     Poll,
     /// The payment was never charged, and never will be.
     NeverCharged,
 }
 
 impl NoCharge {
-    /// Returns the next step by the time since the charge was first sent, on the database's clock.
+    /// Returns the next step. `since_first_sent` is the time since the charge was first sent, on the database's clock.
     pub fn after(since_first_sent: Duration) -> Self {
         if since_first_sent < RESEND_WITHIN {
             Self::Resend

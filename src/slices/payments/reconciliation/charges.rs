@@ -1,4 +1,4 @@
-//! The comparison of charges with payments.
+//! The comparison of the gateway's charges with the stored payments.
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
@@ -20,7 +20,8 @@ use crate::slices::payments::{
 };
 
 impl Payments {
-    /// Compares a page of the charges. Returns the cursor of the next page.
+    /// Compares a page of the gateway's charges. Polls for each reference whose charge does not agree with a payment.
+    /// Returns the cursor of the next page.
     pub(super) async fn compare_charges(
         &self,
         since: DateTime<Utc>,
@@ -55,9 +56,9 @@ impl Payments {
                 }
                 Record::Unreadable { reference: Some(reference), .. } => drop(to_poll.insert(*reference)),
                 Record::Unreadable { reference: None, why } => {
-                    let found =
+                    let finding =
                         self.record_finding("payments", None, UNREADABLE_CHARGE, why.clone(), "unknown");
-                    findings.push(found.await?);
+                    findings.push(finding.await?);
                 }
             }
         }
@@ -67,7 +68,7 @@ impl Payments {
         Ok((outcome, page.next.map(|next| next.as_str().to_owned())))
     }
 
-    /// Polls the gateway for the charges of a reference, and compares them with its payment.
+    /// Polls the gateway for the charges with a reference, and compares them with the payment of that reference.
     #[instrument(name = "reconcile payment", skip_all, fields(%reference))]
     pub(super) async fn compare_payment(self, reference: GatewayKey) -> Result<Outcome, ReconcileError> {
         let until = Instant::now() + self.0.gateway.timeout();
@@ -80,7 +81,8 @@ impl Payments {
         charges.sort_by(|one, other| one.id.as_str().cmp(other.id.as_str()));
         charges.dedup_by(|one, other| one.id == other.id);
 
-        // Read after the gateway's response: a payment is committed before its charge is sent.
+        // The payment is read after the gateway's response. A payment is committed before its charge is sent, so one
+        // that is missing now was lost.
         let payment = self.find_payment(reference, &charges).await?;
         let Some(payment) = payment else {
             let mut findings = Vec::new();
@@ -141,8 +143,8 @@ impl Payments {
         let payment = self.find_payment(reference, &[]).await?;
         let (id, we_say) =
             payment.map_or((reference.0, "unknown"), |payment| (payment.id, payment.status.as_str()));
-        let found = self.record_finding("payments", Some(id), UNREADABLE_CHARGE, why, we_say).await?;
-        Ok(Outcome { findings: vec![found], ..Outcome::default() })
+        let finding = self.record_finding("payments", Some(id), UNREADABLE_CHARGE, why, we_say).await?;
+        Ok(Outcome { findings: vec![finding], ..Outcome::default() })
     }
 
     async fn record_charge_difference(
@@ -151,7 +153,7 @@ impl Payments {
         charge: &Charge,
         what: &'static str,
     ) -> Result<Finding, ReconcileError> {
-        // The same texts as those of settlement, recovery and webhooks, so that one difference is recorded once.
+        // Settlement, recovery and webhooks use the same texts, so that one difference is recorded once.
         let gateway_says = match what {
             "amount" | "currency" | "reference" => format!("{charge:?}"),
             "contradiction" => charge.status.as_str().to_owned(),
@@ -160,7 +162,7 @@ impl Payments {
         self.record_finding("payments", Some(payment.id), what, gateway_says, payment.status.as_str()).await
     }
 
-    /// Settles a payment with an unknown outcome by its only charge. Several charges are a finding.
+    /// Settles a payment with an unknown outcome by its only charge. A mismatch, or several charges, is a finding.
     async fn settle_by_charges(
         &self,
         payment: &ComparedPayment,
@@ -179,8 +181,8 @@ impl Payments {
             },
             several => (SEVERAL_CHARGES, format!("{} charges", several.len())),
         };
-        let found =
+        let finding =
             self.record_finding("payments", Some(payment.id), what, gateway_says, "processing").await?;
-        Ok(Outcome { findings: vec![found], ..Outcome::default() })
+        Ok(Outcome { findings: vec![finding], ..Outcome::default() })
     }
 }

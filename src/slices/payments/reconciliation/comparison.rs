@@ -6,10 +6,10 @@ use crate::slices::payments::{
     store::reconciliation::{ComparedPayment, ComparedRefund},
 };
 
-/// Discrepancy of a payment that was charged, and for which the gateway has no charge.
+/// Discrepancy of a payment that was charged according to its status, and for which the gateway has no charge.
 pub(super) const PAYMENT_WITHOUT_CHARGE: &str = "payment without charge";
 
-/// Discrepancy of a refund that succeeded, and which the gateway does not have.
+/// Discrepancy of a refund that succeeded according to its status, and which the gateway does not have.
 pub(super) const REFUND_WITHOUT_GATEWAY_REFUND: &str = "refund without gateway refund";
 
 /// Discrepancy of a payment with an unknown outcome and more than one charge.
@@ -18,29 +18,29 @@ pub(super) const SEVERAL_CHARGES: &str = "several charges";
 /// Discrepancy of a refund with an unknown outcome and more than one refund of the gateway.
 pub(super) const SEVERAL_REFUNDS: &str = "several refunds";
 
-/// Discrepancy of a charge that is not the expected object.
+/// Discrepancy of a charge that could not be parsed.
 pub(super) const UNREADABLE_CHARGE: &str = "unreadable charge";
 
-/// Discrepancy of a refund of the gateway that is not the expected object.
+/// Discrepancy of a refund of the gateway that could not be parsed.
 pub(super) const UNREADABLE_REFUND: &str = "unreadable refund";
 
-/// Discrepancy of a final status that differs from the gateway's.
+/// Discrepancy of a payment or refund whose final status differs from that of the gateway's object.
 const CONTRADICTION: &str = "contradiction";
 
 /// The kind of a finding, as the label of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A charge or refund of the gateway without a record.
+    /// A charge or refund of the gateway without a stored payment or refund.
     Orphan,
-    /// A record that moved money, without a charge or refund of the gateway.
+    /// A payment or refund that moved money, without a charge or refund of the gateway.
     Missing,
     /// A different amount, currency or charge.
     Mismatch,
-    /// A second charge or refund under one reference.
+    /// A second charge or refund with the same reference.
     Duplicate,
     /// A different final status.
     Contradiction,
-    /// An unreadable object of the gateway.
+    /// An object of the gateway that could not be parsed.
     Unreadable,
 }
 
@@ -74,18 +74,18 @@ impl Kind {
     }
 }
 
-/// The result of comparing an object of the gateway with its record.
+/// The result of comparing an object of the gateway with the stored payment or refund.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Both agree.
+    /// Both have the same values.
     Agrees,
-    /// The record has no outcome yet.
+    /// The stored payment or refund has no outcome yet.
     Unsettled,
-    /// Both differ; this is the discrepancy in a few words.
+    /// Both differ. The text is the kind of the discrepancy.
     Differs(&'static str),
 }
 
-/// Compares a charge with the payment of its reference.
+/// Compares a charge with the payment of the same reference.
 pub(super) fn compare_charge(charge: &Charge, payment: &ComparedPayment) -> Verdict {
     if let Err(Mismatch(what)) = check_charge(payment.gateway_key, payment.amount, &payment.currency, charge)
     {
@@ -105,7 +105,7 @@ pub(super) fn compare_charge(charge: &Charge, payment: &ComparedPayment) -> Verd
     }
 }
 
-/// Compares a refund of the gateway with the refund of its reference.
+/// Compares a refund of the gateway with the stored refund of the same reference.
 pub(super) fn compare_refund(reported: &GatewayRefund, refund: &ComparedRefund) -> Verdict {
     let settlement = match check_refund(refund.gateway_key, refund.amount, &refund.charge_id, reported) {
         Ok(settlement) => settlement,
@@ -119,7 +119,7 @@ pub(super) fn compare_refund(reported: &GatewayRefund, refund: &ComparedRefund) 
     match &refund.gateway_refund_id {
         _ if !same_result => Verdict::Differs(CONTRADICTION),
         Some(id) if id != reported.id.as_str() => Verdict::Differs(SECOND_REFUND),
-        // A refund that an operator ended has no gateway id.
+        // A refund that an operator ended has no id of the gateway.
         _ => Verdict::Agrees,
     }
 }
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refund_agrees_with_one_of_the_same_result() {
+    fn a_refund_agrees_with_a_gateway_refund_of_the_same_result() {
         use GatewayRefundStatus::{Failed, Succeeded};
 
         let reported = |status, name: &str, amount| GatewayRefund {

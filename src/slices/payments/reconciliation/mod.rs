@@ -1,24 +1,24 @@
 //! Reconciliation: compares the gateway's charges and refunds with the payments and refunds of the database.
 //!
-//! Only reconciliation finds a charge whose payment the database has lost, for example in a restore: the gateway's
-//! listing has the charge.
+//! Recovery polls only for payments that the database has. Reconciliation also finds a charge whose payment the
+//! database has lost, for example in a restore, because the gateway's listing has the charge.
 //!
-//! - The listing decides nothing. It only selects references, and the gateway is polled for each of these before
-//!   anything is recorded. An incomplete, repeated or unordered listing therefore causes no false finding. An object
-//!   that is missing in one listing is found in a later one.
-//! - A charge without a payment is a finding at once. Payments are committed before their charge is sent, and are read
-//!   here after the gateway's response. A missing payment was therefore lost.
-//! - A payment without a charge is a finding only after all charges of the compared time were listed, and if the
-//!   payment is older than [`MIN_AGE`]. A new charge may be missing in the listing for a while.
+//! - The listing only selects references, and the gateway is polled for each reference before anything is recorded.
+//!   Only an unreadable object without a reference is recorded at once. An incomplete, repeated or unordered listing
+//!   therefore causes no false finding. An object that is missing in one listing is found in a later one.
+//! - A charge without a payment is a finding at once. A payment is committed before its charge is sent, and the
+//!   database is read after the gateway's response. A missing payment was therefore lost.
+//! - A payment without a charge is a finding only after all charges of the compared time were listed. The payment must
+//!   also be older than [`MIN_AGE`], because a new charge may be missing in the listing for a while.
 //! - A payment is skipped while its request may still be sending the charge.
-//! - Each finding is recorded once, as a discrepancy. Nothing is refunded. Only payments and refunds with an unknown
-//!   outcome are settled, through the same function as in recovery.
+//! - Each finding is recorded once, as a discrepancy. Reconciliation refunds nothing, and settles only payments and
+//!   refunds with an unknown outcome, by the same function as recovery.
 //!
-//! Memory is bounded: one page of the listing, or one page of ids, is compared at a time. `listed_at` of a payment is
-//! set when its charge is listed, so that a run needs no set of all ids.
+//! Memory is bounded, because one page of the listing, or one page of ids, is compared at a time. `listed_at` in a
+//! payment's row is set when its charge is listed, so that a run needs no set of all listed ids.
 //!
 //! - `comparison`: the rules, without I/O
-//! - `charges`, `refunds`: the comparison of a page, and the poll for one reference
+//! - `charges`, `refunds`: the comparison of a page of the listing, and the poll for one reference
 //! - `worker`: the periodic runs, by one replica at a time
 mod charges;
 mod comparison;
@@ -56,16 +56,16 @@ use super::{
 /// earlier by this time, so that consecutive runs overlap.
 const OVERLAP: TimeDelta = TimeDelta::minutes(2);
 
-/// Minimum age of a payment or refund that the gateway has not listed.
+/// Minimum age of a payment or refund for which a missing charge or refund of the gateway is a finding.
 const MIN_AGE: TimeDelta = TimeDelta::minutes(10);
 
 /// Number of references for which the gateway is polled at the same time.
 const MAX_CONCURRENT_POLLS: usize = 8;
 
-/// Number of payments or refunds in a page that is searched for unlisted ones.
+/// Number of payments or refunds in a page of ids, which is searched for unlisted ones.
 const ID_PAGE: i64 = 1000;
 
-/// Maximum number of unlisted payments or refunds for which the gateway is polled in one page.
+/// Maximum number of unlisted payments or refunds of one page for which the gateway is polled.
 const MAX_UNLISTED: usize = 50;
 
 /// Maximum number of attempts at a page of the command `reconcile`, and the pause between them.
@@ -77,15 +77,16 @@ const ATTEMPT_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Finding {
     /// `payments` or `refunds`.
     pub resource: &'static str,
-    /// The id of the payment or refund, or the gateway's reference.
+    /// The id of the payment or refund, or the gateway's reference if there is none. `None` without a readable
+    /// reference.
     pub id: Option<Uuid>,
-    /// The discrepancy in a few words.
+    /// The kind of the discrepancy.
     pub what: &'static str,
     /// Value that the gateway reports.
     pub gateway_says: String,
     /// Value that is stored.
     pub we_say: &'static str,
-    /// State of the recorded discrepancy.
+    /// State of the finding's discrepancy.
     pub state: FindingState,
 }
 
@@ -148,13 +149,13 @@ impl Outcome {
     }
 }
 
-/// Reason why a page was not compared completely. The page can be compared again.
+/// The reason why a page was not compared completely. The page can be compared again.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
     /// The gateway's listing could not be read.
     #[error(transparent)]
     Page(#[from] PageError),
-    /// The poll for a reference has no result.
+    /// The gateway's response to a poll is missing or unusable.
     #[error(transparent)]
     Poll(#[from] Unknown),
     /// A statement failed.
@@ -168,7 +169,7 @@ pub enum ReconcileError {
     Panicked(#[from] JoinError),
 }
 
-/// Part of a run.
+/// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Charges,
@@ -204,14 +205,14 @@ impl Step {
     }
 }
 
-/// A run: the compared time, and its last step.
+/// A run: the beginning of the compared time, and the last step.
 #[derive(Debug, Clone, Copy)]
 struct Run {
     /// Beginning of the compared time.
     since: DateTime<Utc>,
     started_at: DateTime<Utc>,
     last_step: Step,
-    /// True if the run also returns findings that were recorded before.
+    /// True if the run also polls for payments and refunds whose finding was recorded before.
     includes_recorded: bool,
 }
 
@@ -224,7 +225,7 @@ struct Position {
 }
 
 impl Payments {
-    /// Compares everything since a time, page by page, and passes each finding to `on_finding` at once.
+    /// Compares everything since a time, page by page, and passes each finding to `on_finding` after its page.
     ///
     /// # Errors
     /// If a page could not be compared in several attempts.
@@ -244,7 +245,7 @@ impl Payments {
             match self.compare_page(run, &position).await {
                 Ok((mut outcome, next)) => {
                     failures = 0;
-                    // The listing may repeat an object, and a later step may compare it again.
+                    // The listing may repeat an object, and a later step may compare the same object again.
                     outcome.findings.retain(|finding| {
                         let Finding { resource, id, what, gateway_says, .. } = finding;
                         reported.insert((*resource, *id, *what, gateway_says.clone()))
@@ -308,7 +309,7 @@ impl Payments {
         Ok((outcome, next))
     }
 
-    /// Polls the gateway for each reference, several at a time.
+    /// Polls the gateway for each reference, up to [`MAX_CONCURRENT_POLLS`] at a time.
     async fn poll_all<F>(
         &self,
         references: BTreeSet<GatewayKey>,
@@ -334,7 +335,7 @@ impl Payments {
         }
     }
 
-    /// Records a finding, unless it was recorded before.
+    /// Records a finding, unless it was recorded before, and returns the finding with its state.
     async fn record_finding(
         &self,
         resource: &'static str,
@@ -360,7 +361,7 @@ fn cursor(after: Option<&str>) -> Option<Cursor> {
     after.and_then(|text| Cursor::try_from(text.to_owned()).ok())
 }
 
-/// Returns the range of ids that a run compares after a position. It ends with the records that are older than
+/// Returns the range of ids that a run compares after a position. The range ends with the records that are older than
 /// [`MIN_AGE`].
 fn id_range(run: Run, after: Option<&str>) -> IdRange {
     let first = first_id_at(run.since.checked_add_signed(OVERLAP).unwrap_or(run.since));
@@ -375,7 +376,7 @@ fn first_id_at(time: DateTime<Utc>) -> Uuid {
     Builder::from_unix_timestamp_millis(milliseconds, &[0; 10]).into_uuid()
 }
 
-/// Returns the references of unlisted records, and the position of the next page.
+/// Returns the references of a page's unlisted records, at most [`MAX_UNLISTED`], and the position of the next page.
 fn unlisted(page: &[AgedRecord]) -> (BTreeSet<GatewayKey>, Option<String>) {
     let mut unlisted = page.iter().filter(|record| record.unlisted);
     let polled: Vec<_> = unlisted.by_ref().take(MAX_UNLISTED).collect();
@@ -418,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn the_id_of_a_time_separates_earlier_and_later_ids() {
+    fn the_first_id_at_a_time_separates_earlier_and_later_ids() {
         let now = Utc::now();
         let earlier = Uuid::now_v7();
         assert!(first_id_at(now + TimeDelta::seconds(1)) > earlier);

@@ -26,7 +26,8 @@ use crate::slices::payments::{
 };
 
 impl Payments {
-    /// Compares a page of the gateway's refunds. Returns the cursor of the next page.
+    /// Compares a page of the gateway's refunds. Polls for each reference whose refund does not agree with a stored
+    /// refund. Returns the cursor of the next page.
     pub(super) async fn compare_refunds(
         &self,
         since: DateTime<Utc>,
@@ -61,9 +62,9 @@ impl Payments {
                 }
                 Record::Unreadable { reference: Some(reference), .. } => drop(to_poll.insert(*reference)),
                 Record::Unreadable { reference: None, why } => {
-                    let found =
+                    let finding =
                         self.record_finding("refunds", None, UNREADABLE_REFUND, why.clone(), "unknown");
-                    findings.push(found.await?);
+                    findings.push(finding.await?);
                 }
             }
         }
@@ -73,7 +74,7 @@ impl Payments {
         Ok((outcome, page.next.map(|next| next.as_str().to_owned())))
     }
 
-    /// Polls the gateway for the refunds of a reference, and compares them with its refund.
+    /// Polls the gateway for the refunds with a reference, and compares them with the stored refund of that reference.
     #[instrument(name = "reconcile refund", skip_all, fields(%reference))]
     pub(super) async fn compare_refund(self, reference: GatewayKey) -> Result<Outcome, ReconcileError> {
         let until = Instant::now() + self.0.gateway.timeout();
@@ -144,8 +145,8 @@ impl Payments {
         let refund = self.find_refund(reference, &[]).await?;
         let (id, we_say) =
             refund.map_or((reference.0, "unknown"), |refund| (refund.id, refund.status.as_str()));
-        let found = self.record_finding("refunds", Some(id), UNREADABLE_REFUND, why, we_say).await?;
-        Ok(Outcome { findings: vec![found], ..Outcome::default() })
+        let finding = self.record_finding("refunds", Some(id), UNREADABLE_REFUND, why, we_say).await?;
+        Ok(Outcome { findings: vec![finding], ..Outcome::default() })
     }
 
     async fn record_refund_difference(
@@ -154,7 +155,7 @@ impl Payments {
         found: &GatewayRefund,
         what: &'static str,
     ) -> Result<Finding, ReconcileError> {
-        // The same texts as those of settlement, recovery and webhooks, so that one difference is recorded once.
+        // Settlement, recovery and webhooks use the same texts, so that one difference is recorded once.
         let gateway_says = match what {
             "amount" | "charge" | "reference" => format!("{found:?}"),
             "contradiction" => found.status.as_str().to_owned(),
@@ -163,7 +164,8 @@ impl Payments {
         self.record_finding("refunds", Some(refund.id), what, gateway_says, refund.status.as_str()).await
     }
 
-    /// Settles a refund with an unknown outcome by its only refund of the gateway. Several refunds are a finding.
+    /// Settles a stored refund with an unknown outcome by the only refund of the gateway with its reference. A
+    /// mismatch, or several refunds, is a finding.
     async fn settle_by_refunds(
         &self,
         refund: &ComparedRefund,
@@ -184,7 +186,8 @@ impl Payments {
             },
             several => (SEVERAL_REFUNDS, format!("{} refunds", several.len())),
         };
-        let found = self.record_finding("refunds", Some(refund.id), what, gateway_says, "processing").await?;
-        Ok(Outcome { findings: vec![found], ..Outcome::default() })
+        let finding =
+            self.record_finding("refunds", Some(refund.id), what, gateway_says, "processing").await?;
+        Ok(Outcome { findings: vec![finding], ..Outcome::default() })
     }
 }

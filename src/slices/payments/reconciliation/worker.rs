@@ -1,11 +1,12 @@
 //! The periodic runs of reconciliation, by one replica at a time.
 //!
 //! There are two scopes. `recent` compares the newest minutes at every interval, so that a charge without a payment is
-//! found within a minute. `window` compares two days every hour, and finds objects that earlier listings lacked.
+//! found within a minute. `window` compares two days every hour, and finds objects that earlier listings lacked, and
+//! payments without a charge.
 //!
-//! A unit of work is one page, so that shutdown waits for one page only. The position of the next page is stored in the
-//! database, so that another replica can continue after the lease expires. The lease only distributes the work: if two
-//! replicas compare the same page, the result is the same.
+//! A unit of work is one page, so that the shutdown waits for at most one page. The position of the next page is stored
+//! in the database, so that another replica can continue after the lease has expired. The lease only distributes the
+//! work: if two replicas compare the same page, the result is the same.
 use std::time::Duration;
 
 use platform::workers::{Progress, Workers};
@@ -21,24 +22,24 @@ use crate::slices::payments::{
     store::reconciliation::{self as store, RunLimits},
 };
 
-/// Time for which one replica reads the listing exclusively. It exceeds the usual duration of comparing a page.
+/// Time for which one replica exclusively reads the listing. This time exceeds the usual duration of comparing a page.
 const LEASE: Duration = Duration::from_secs(30);
 
-/// Time that `window` compares, and the maximum time that `recent` compares after an outage.
+/// Length of the time that `window` compares, and maximum length of the time that `recent` compares after an outage.
 const WINDOW: Duration = Duration::from_hours(48);
 
 /// Interval between two runs over the window.
 const WINDOW_INTERVAL: Duration = Duration::from_hours(1);
 
-/// Maximum number of pages of a run. Only a listing whose cursors form a cycle has more.
+/// Maximum number of pages of a run. Only a listing whose cursors form a cycle has more pages.
 const MAX_PAGES: i32 = 1_000_000;
 
 /// The kinds of runs, by the time that they compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// The time since the latest complete run, and some minutes before it.
+    /// The time since the latest complete run, and a short overlap before it.
     Recent,
-    /// Two days.
+    /// The last two days.
     Window,
 }
 
@@ -54,7 +55,7 @@ impl Scope {
         }
     }
 
-    /// Returns the time by which the compared time begins before the latest complete run.
+    /// Returns by how much the compared time begins before the latest complete run.
     fn lookback(self) -> Duration {
         match self {
             Self::Recent => OVERLAP.to_std().unwrap_or_default(),
@@ -86,8 +87,8 @@ pub(in crate::slices::payments) fn start_workers(payments: &Payments, workers: &
 /// metric of the latest complete run.
 ///
 /// # Errors
-/// If a statement fails. A failed call to the gateway is not an error, because a later unit of work repeats
-/// the page. The metric of the latest complete run shows repeated failures.
+/// If a statement fails. A failed call to the gateway is not an error, because a later unit of work repeats the page.
+/// The age of the latest complete run, in its metric, shows repeated failures.
 async fn compare_due_page(payments: Payments, scope: Scope, replica: Uuid) -> Result<Progress, sqlx::Error> {
     let progress = compare_next_page(&payments, scope, replica).await?;
     if progress == Progress::Idle {
@@ -138,7 +139,7 @@ async fn compare_next_page(
         }
         Err(ReconcileError::Database(error)) => Err(error),
         Err(ReconcileError::Page(PageError::Rejected(status))) => {
-            // The gateway may no longer know the cursor of an interrupted run.
+            // The cursor of an interrupted run may have expired, so the run begins with the first page.
             tracing::error!(scope = name, %status, "the gateway rejected the listing; the run begins again");
             store::end_run(database, name, replica, false, retry).await?;
             Ok(Progress::Idle)

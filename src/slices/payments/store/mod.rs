@@ -13,12 +13,12 @@ use uuid::Uuid;
 
 use super::gateway_key::GatewayKey;
 
-/// Declares the statements on sends and leases, which are the same for payments and refunds. This is a macro because
-/// `sqlx` checks only literal statements, and the table's name is a part of the literal.
+/// Declares the statements that count sends and end leases, which are the same for payments and refunds. The functions
+/// come from a macro, because `sqlx` checks only literal statements, and the table's name is a part of the literal.
 macro_rules! declare_sends_and_leases {
     ($table:tt) => {
-        /// Counts another send, and commits before the send. Returns the new count, or `None` if the record is settled
-        /// and must not be sent again.
+        /// Counts an attempt, and commits before the caller sends it. Returns the new count, or `None` if the record is
+        /// settled and must not be sent again.
         pub async fn count_attempt(database: &Database, id: Uuid) -> Result<Option<i32>, sqlx::Error> {
             let statement = sqlx::query_scalar!(
                 "update "
@@ -30,7 +30,7 @@ macro_rules! declare_sends_and_leases {
             database.run(name, async |connection| statement.fetch_optional(connection).await).await
         }
 
-        /// Subtracts an attempt after it is certain that nothing was sent.
+        /// Subtracts a counted attempt, for callers that are certain that nothing was sent.
         pub async fn uncount_attempt(database: &Database, id: Uuid) -> Result<(), sqlx::Error> {
             let statement = sqlx::query!(
                 "update "
@@ -43,7 +43,8 @@ macro_rules! declare_sends_and_leases {
             Ok(())
         }
 
-        /// Ends a lease early: recovery polls the gateway after this pause. `needs_review` marks the record for review.
+        /// Replaces the lease by a pause, after which recovery polls the gateway. `needs_review` marks the record for
+        /// review, and nothing removes the mark until the settlement.
         pub async fn release(
             database: &Database,
             id: Uuid,
@@ -70,11 +71,11 @@ macro_rules! declare_sends_and_leases {
 }
 use declare_sends_and_leases;
 
-/// One of the two keys of a payment or refund.
+/// The key by which a payment or refund is found.
 #[derive(Debug, Clone, Copy)]
 pub enum By {
     Id(Uuid),
-    /// The gateway key of the payment or refund.
+    /// The key under which the gateway was called.
     GatewayKey(GatewayKey),
 }
 
@@ -88,17 +89,19 @@ impl By {
     }
 }
 
-/// Numbers of payments and refunds with unknown outcomes, and of open discrepancies.
+/// Counts of payments and refunds whose outcome is unknown, and of open discrepancies.
 #[derive(Debug, Clone, Copy)]
 pub struct UnsettledCounts {
     pub count: i64,
+    /// Payments and refunds that are marked for review.
     pub parked: i64,
+    /// Creation time of the oldest payment or refund whose outcome is unknown.
     pub oldest: Option<DateTime<Utc>>,
-    /// Excludes discrepancies because of an unknown outcome, which [`parked`](Self::parked) counts.
+    /// Open discrepancies other than unknown outcomes, which [`parked`](Self::parked) counts.
     pub discrepancies: i64,
 }
 
-/// Counts unsettled payments and refunds, and open discrepancies.
+/// Counts payments and refunds whose outcome is unknown, and open discrepancies.
 pub async fn unsettled(database: &Database) -> Result<UnsettledCounts, sqlx::Error> {
     let statement = sqlx::query_as!(
         UnsettledCounts,
@@ -140,7 +143,8 @@ pub fn interval(duration: Duration) -> sqlx::postgres::types::PgInterval {
     sqlx::postgres::types::PgInterval { months: 0, days: 0, microseconds }
 }
 
-/// Converts an age from the database. A negative age counts as zero: the database's clock was set back.
+/// Converts an age in seconds from the database. A negative age counts as zero, because the database's clock may have
+/// been set back.
 fn age(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
 }

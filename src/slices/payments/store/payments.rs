@@ -27,13 +27,13 @@ pub struct OpenPayment {
     pub gateway_key: GatewayKey,
     pub amount: i64,
     pub currency: String,
-    /// The exact bytes that are sent.
+    /// The exact bytes of the request's body.
     pub gateway_request: String,
     pub correlation_id: String,
     pub trace_parent: Option<String>,
     /// Time since the charge was first sent, on the database's clock.
     pub age: Duration,
-    /// True if the payment is marked for review. An alert was recorded for it.
+    /// True if the payment is marked for review. Its discrepancy, with an alert, is recorded already.
     pub parked: bool,
 }
 
@@ -51,11 +51,12 @@ pub struct PaymentDraft<'a> {
     pub lease: Duration,
 }
 
-/// Runs the first transaction of a payment as one statement. It locks the order if it can be paid, claims the key, and
-/// stores the payment with its first lease. It also links the order to the payment, and records the audit event.
-/// Returns `None`, and stores nothing, if the order cannot be paid or one of the two keys is taken.
+/// Runs the first transaction of a payment as one statement. The statement locks the order if the order can be paid,
+/// and claims the idempotency key. It then stores the payment with its first lease, links the order to the payment, and
+/// records the audit event. Returns `None`, and stores nothing, if the order cannot be paid, or the idempotency key or
+/// the gateway key is taken.
 ///
-/// The lease begins after the wait for the order's lock, so that a long wait does not shorten it.
+/// The lease begins after the wait for the order's lock, so that a long wait does not shorten the lease.
 pub async fn begin(database: &Database, new: &PaymentDraft<'_>) -> Result<Option<Payment>, sqlx::Error> {
     let event = Event::change("payments", "create")
         .records([new.id])
@@ -163,12 +164,12 @@ pub async fn lease(
     Ok(open.collect())
 }
 
-/// A payment with columns that its JSON does not have.
+/// A payment, and columns that the API does not return.
 #[derive(Debug, Clone)]
 pub struct PaymentRecord {
     pub payment: Payment,
     pub charge_id: Option<String>,
-    /// Number of sends of the charge that may have reached the gateway.
+    /// Number of attempts that may have reached the gateway.
     pub attempts: i32,
     /// Amount that is still refundable, in minor units.
     pub refundable_amount: i64,
@@ -189,7 +190,7 @@ pub async fn find_within(
     instrument_query("payments.select", select(connection, by, None)).await
 }
 
-/// Returns one payment. With `owner`, returns it only if its order is this customer's.
+/// Returns one payment. With `owner`, returns the payment only if this customer placed its order.
 pub async fn find_of_owner(
     database: &Database,
     id: Uuid,
@@ -250,7 +251,8 @@ async fn select(
         .transpose()
 }
 
-/// Parses a status. A constraint limits the column to these names; an unknown name comes from a newer release.
+/// Parses a status. A constraint limits the column to the names that the schema knows, so an unknown name comes from
+/// the schema of a newer release.
 pub(super) fn status(text: &str) -> Result<PaymentStatus, sqlx::Error> {
     PaymentStatus::parse(text)
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown payment status {text:?}").into()))

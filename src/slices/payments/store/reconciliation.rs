@@ -16,7 +16,7 @@ use super::{
 /// A run in progress, leased to this replica.
 #[derive(Debug)]
 pub struct LeasedRun {
-    /// Beginning of the run, on the database's clock.
+    /// Time at which the run began, on the database's clock.
     pub started_at: DateTime<Utc>,
     /// Beginning of the compared time.
     pub since: DateTime<Utc>,
@@ -26,7 +26,7 @@ pub struct LeasedRun {
     pub pages: i32,
 }
 
-/// The length of a lease and of the compared time.
+/// The lengths of a lease and of the compared time.
 #[derive(Debug, Clone, Copy)]
 pub struct RunLimits {
     pub lease: Duration,
@@ -36,8 +36,8 @@ pub struct RunLimits {
     pub max_lookback: Duration,
 }
 
-/// Leases the next page of a scope's run, and begins a run if one is due. Returns `None` if no run is due, or another
-/// replica has the lease.
+/// Leases the next page of a scope's run, and begins a run if one is due and none is in progress. Returns `None` if no
+/// run is due, or another replica has the lease.
 pub async fn lease_run(
     database: &Database,
     scope: &str,
@@ -91,7 +91,8 @@ pub async fn advance_run(
     Ok(())
 }
 
-/// Ends a run. The next one is due after the pause. `complete` marks everything until the run's start as compared.
+/// Ends a run, unless another replica has taken the run over. The next run is due after the pause. `complete` records
+/// that everything until the beginning of this run was compared.
 pub async fn end_run(
     database: &Database,
     scope: &str,
@@ -118,7 +119,7 @@ pub async fn end_run(
     Ok(())
 }
 
-/// Returns when the latest complete run of a scope began, in seconds since 1970.
+/// Returns when the latest complete run of a scope began, in seconds since 1970, or 0 if no run was complete.
 pub async fn last_complete_run(database: &Database, scope: &str) -> Result<f64, sqlx::Error> {
     let statement = sqlx::query_scalar!(
         r#"
@@ -131,7 +132,7 @@ pub async fn last_complete_run(database: &Database, scope: &str) -> Result<f64, 
     database.run("reconciliations.select", async |connection| statement.fetch_one(connection).await).await
 }
 
-/// The gateway's objects of a page: the reference and the id of each.
+/// Objects that the gateway listed: the reference and the id of each.
 #[derive(Debug, Default)]
 pub struct ListedObjects {
     references: Vec<Uuid>,
@@ -161,10 +162,11 @@ pub struct ComparedPayment {
     pub age: Duration,
 }
 
-/// Returns the payments with these references, and marks those whose charge is listed for the first time.
+/// Returns the payments with these references. Sets `listed_at` of each payment whose charge is listed for the first
+/// time.
 ///
-/// Rows that another transaction has locked are marked by a later run, so that no settlement waits and no deadlock is
-/// possible.
+/// A row that another transaction has locked is skipped, and marked by a later run. So no settlement waits for this
+/// statement, and no deadlock is possible.
 pub async fn match_payments(
     database: &Database,
     listed: &ListedObjects,
@@ -216,7 +218,7 @@ pub struct ComparedRefund {
     pub gateway_key: GatewayKey,
     pub status: RefundStatus,
     pub amount: i64,
-    /// The charge of the refunded payment.
+    /// The gateway's id of the refunded payment's charge.
     pub charge_id: String,
     pub gateway_refund_id: Option<String>,
     pub correlation_id: String,
@@ -270,12 +272,12 @@ pub async fn match_refunds(
     found.collect()
 }
 
-/// A payment or refund of the compared time, and whether the gateway has listed it.
+/// A payment or refund of the compared time, and whether the gateway has listed its charge or refund.
 #[derive(Debug)]
 pub struct AgedRecord {
     pub id: Uuid,
     pub gateway_key: Uuid,
-    /// True if the payment or refund moved money, and the gateway has not listed it yet.
+    /// True if the payment or refund moved money, and no listing of the gateway had its charge or refund yet.
     pub unlisted: bool,
 }
 
@@ -287,8 +289,8 @@ pub struct IdRange {
     pub limit: i64,
 }
 
-/// Returns payments in the order of their ids. Without `includes_recorded`, a payment for which this discrepancy is
-/// recorded does not count as unlisted.
+/// Returns the payments in a range, in the order of their ids. Without `includes_recorded`, a payment for which this
+/// discrepancy is recorded does not count as unlisted.
 pub async fn unlisted_payments(
     database: &Database,
     range: IdRange,

@@ -18,7 +18,7 @@ use super::{
     By, age, interval,
 };
 
-/// Queries refunds. The macro inserts the column list between the two parts of the statement.
+/// Queries refunds. The macro inserts the column list between the two given parts of the statement.
 macro_rules! query_refunds {
     ($before:tt, $after:tt, $($argument:expr),+ $(,)?) => {
         sqlx::query_as!(
@@ -39,7 +39,8 @@ macro_rules! query_refunds {
 
 super::declare_sends_and_leases!("refunds");
 
-/// A refund and its request to the gateway. Callers resend the request only while the outcome is unknown.
+/// A refund, and its request to the gateway. The refund may be settled already. Callers resend the request only while
+/// the outcome is unknown.
 #[derive(Debug, Clone)]
 pub struct OpenRefund {
     pub id: Uuid,
@@ -71,9 +72,10 @@ pub struct RefundDraft<'a> {
     pub lease: Duration,
 }
 
-/// Runs the first transaction of a refund as one statement. It locks the payment if the amount is still refundable,
-/// claims the key, and reserves the amount. It also stores the refund with its first lease, and records the audit
-/// event. Returns `None`, and stores nothing, if the amount is no longer refundable or one of the two keys is taken.
+/// Runs the first transaction of a refund as one statement. The statement locks the payment if the amount is still
+/// refundable, and claims the idempotency key. It then reserves the amount, stores the refund with its first lease, and
+/// records the audit event. Returns `None`, and stores nothing, if the amount is no longer refundable, or the
+/// idempotency key or the gateway key is taken.
 pub async fn begin(database: &Database, new: &RefundDraft<'_>) -> Result<Option<Refund>, sqlx::Error> {
     let event = Event::change("refunds", "create")
         .records([new.id])
@@ -172,7 +174,7 @@ pub async fn lease(database: &Database, lease: Duration, limit: i64) -> Result<V
     Ok(rows.into_iter().map(OpenRefund::from).collect())
 }
 
-/// A refund with columns that its JSON does not have.
+/// A refund, and columns that the API does not return.
 #[derive(Debug, Clone)]
 pub struct RefundRecord {
     pub refund: Refund,
@@ -259,7 +261,8 @@ impl TryFrom<Row> for RefundRecord {
     }
 }
 
-/// Parses a status. A constraint limits the column to these names; an unknown name comes from a newer release.
+/// Parses a status. A constraint limits the column to the names that the schema knows, so an unknown name comes from
+/// the schema of a newer release.
 pub(super) fn status(text: &str) -> Result<RefundStatus, sqlx::Error> {
     RefundStatus::parse(text)
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown refund status {text:?}").into()))

@@ -1,4 +1,5 @@
-//! The statements that settle a payment or a refund. Only `settlement.rs`, which has the rules, runs them.
+//! The statements that settle a payment or a refund. Only `settlement.rs` runs these statements, and documents the
+//! conditions in their `where` clauses.
 use platform::database::{instrument_query, violated_constraint};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -11,8 +12,8 @@ use super::{
     refunds::OpenRefund,
 };
 
-/// Settles a payment, and its order if the payment succeeded. Returns `None`, and changes nothing, if a guard rejects
-/// the settlement.
+/// Settles a payment and updates its order: a success makes the order paid, any other outcome lets the order be paid
+/// again. Returns `None`, and changes nothing, if a condition of the settlement does not hold.
 pub async fn settle_payment(
     connection: &mut PgConnection,
     payment_id: Uuid,
@@ -70,8 +71,9 @@ pub async fn settle_payment(
     }))
 }
 
-/// Settles a refund, and updates its payment and its order. Returns `None`, and changes nothing, if a guard rejects the
-/// settlement.
+/// Settles a refund and updates its payment. A success adds to the refunded amount, and changes the status of the
+/// payment and of the order. A failure only releases the reserved amount. Returns `None`, and changes nothing, if a
+/// condition of the settlement does not hold.
 pub async fn settle_refund(
     connection: &mut PgConnection,
     open: &OpenRefund,
@@ -144,8 +146,9 @@ pub async fn settle_refund(
     }))
 }
 
-/// Converts an error of a settling statement. If one charge or refund of the gateway settled two records concurrently,
-/// the error is retryable. The next attempt finds the other record, and records a discrepancy.
+/// Converts an error of a settling statement. If a concurrent transaction settled another record by the same charge or
+/// refund of the gateway, a unique constraint rejects this statement. A retry finds the other record, and records a
+/// discrepancy.
 fn settling_error(error: sqlx::Error) -> PaymentError {
     match violated_constraint(&error) {
         Some("a_charge_settles_one_payment" | "a_gateway_refund_settles_one_refund") => {

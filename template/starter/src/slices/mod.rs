@@ -1,5 +1,6 @@
-//! The slices of the domain. No code outside of this directory names a slice. A new slice is a directory here and a few
-//! lines in this file; CONTRIBUTING.md has the steps.
+//! The slices. A slice is one capability of the domain, with its rules, SQL and routes in one directory. No code
+//! outside of this directory names a slice, so a new slice needs only its directory and a few lines in this file.
+//! CONTRIBUTING.md has the steps.
 mod notes;
 
 use std::error::Error;
@@ -18,7 +19,7 @@ use platform::{
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-/// Error of starting a slice. Notes cannot fail to start.
+/// Error of starting a slice. No slice can fail to start yet.
 pub type StartError = std::convert::Infallible;
 
 platform::settings! {
@@ -27,7 +28,8 @@ platform::settings! {
 }
 
 impl Settings {
-    /// Checks the rules between these settings and those of the listener. There are none yet.
+    /// Checks the rules between these settings, the environment and the settings of the listeners. There are no rules
+    /// yet.
     pub fn check(&self, _environment: Environment, _http: &http::Settings, _reader: &mut Reader) {}
 }
 
@@ -42,7 +44,7 @@ pub struct Description;
 /// The kinds of problems that the slices add to those of the platform.
 pub const PROBLEM_KINDS: &[&Kind] = &[];
 
-/// Returns the routes of every slice. The router and the `OpenAPI` document are created from this list.
+/// Returns the routes of every slice. The router and the `OpenAPI` document are both created from these routes.
 pub fn routes() -> OpenApiRouter<Slices> {
     OpenApiRouter::new().merge(notes::routes())
 }
@@ -52,10 +54,10 @@ pub fn commands() -> Vec<Command> {
     Vec::new()
 }
 
-/// Runs a command of a slice. `settings` has the settings of the slices.
+/// Runs a command of a slice. `settings` reads the settings of the slices.
 ///
 /// # Errors
-/// The reason of the failure, in one sentence.
+/// If the command fails. The error is one sentence with the reason.
 #[expect(clippy::unused_async, reason = "a command of a slice may wait for the database")]
 pub async fn execute(
     _name: &str,
@@ -66,11 +68,11 @@ pub async fn execute(
     Ok(())
 }
 
-/// Compares the slices' records with the services that they call, after a restore of the database that has lost the
-/// changes since `lost_since`. Returns one line for each difference that a person must resolve.
+/// Compares the slices' records with those of the services that the slices call, after a restore of the database has
+/// lost the changes since `lost_since`. Returns lines to print: one for each difference, and a summary.
 ///
 /// # Errors
-/// A comparison could not be completed. The command can be repeated.
+/// If a comparison could not be completed. The command `after-restore` can be repeated.
 #[expect(clippy::unused_async, reason = "a comparison waits for the database and for the called service")]
 pub async fn after_restore(
     _settings: &Settings,
@@ -80,14 +82,14 @@ pub async fn after_restore(
     Ok(Vec::new())
 }
 
-/// The state of the slices. Handlers extract the part that they need with `State`. Cheap to clone.
+/// State of the slices. A handler extracts the part that it needs with `State`. Cheap to clone.
 #[derive(Clone)]
 pub struct Slices {
     database: Database,
 }
 
 impl Slices {
-    /// Starts the slices. At most `max_waiting` requests may wait for another service at once.
+    /// Creates the state of the slices. At most `max_waiting` requests wait for another service at once.
     ///
     /// # Errors
     /// If a slice cannot work with its settings.
@@ -102,7 +104,7 @@ impl Slices {
         Ok(Self { database: database.clone() })
     }
 
-    /// Starts the periodic work of the slices.
+    /// Starts the workers of the slices.
     pub fn start_workers(&self, _workers: &Workers) {}
 
     /// Adds the slices' checks to readiness and `/health`.

@@ -1,24 +1,24 @@
 // The domain part of the page: its figures, faults and reconciliation.
 import { number } from "./format.js";
 
-/** The tiles in addition to those of every service. */
+/** Returns the console's tiles of notes, in addition to the tiles of every service. */
 export function domainTiles(figures, tile) {
   return [tile("Notes", number(figures.created), "", "created since the start", "/traces?route=POST+%2Fv1%2Fnotes")];
 }
 
-/** The faults in addition to those of every service: name, effect, and the views that show the effect. */
+/** The faults in addition to those of every service. Each has a name, an effect, and the views that show the effect. */
 export const FAULTS = {};
 
 /** The views that show the effect of a restore, in addition to those of every service. */
 export const RESTORE_VIEWS = [];
 
-/** Description of the traffic. */
+/** Description of the simulated traffic. */
 export const TRAFFIC = "Customers who register, create and read notes, repeat requests, and send invalid requests.";
 
-/** Description of the reconciliation and its invariants: empty while no other service has records of this one. */
+/** Texts about the reconciliation and its invariants: empty while no other service stores records to compare. */
 export const RECONCILIATION = ["", ""];
 
-/** Formats the numbers of a reconciliation. */
+/** Returns the figures of a reconciliation: none. */
 export const numbers = () => [];
 
 /** Description of the event that the first trace waits for. */

@@ -13,23 +13,23 @@ use crate::environment::{
     screen::{AUTHORIZED, JSON, NEW_KEY},
 };
 
-/// The trace that `/traces/first` shows.
+/// Description of the trace that `/traces/first` shows.
 pub(crate) const FIRST_TRACE: &str = "the first created note";
 
-/// Flags that select a free port for every port of the example.
+/// Flags that select free ports for the external services: none.
 pub const ANY_PORTS: &[&str] = &[];
 
-/// Part of the output of the last command on the screen.
+/// Part of the output of the last command that the terminal shows.
 pub const LAST_RESPONSE: &str = "\"name\":\"First\"";
 
-/// Part of the last line of an environment that was stopped.
+/// Part of the last line that an environment prints when it is stopped.
 pub const LAST_LINE: &str = "stopped";
 
 /// Error of starting or stopping an external service.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {}
 
-/// Addresses that were free before any service was started.
+/// Ports for the external services, found before any service is started: none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ports;
 
@@ -47,9 +47,9 @@ pub(crate) fn delete_data(_directory: &Path) -> io::Result<()> {
 /// The external services of one environment.
 pub(crate) struct ExternalServices;
 
-#[expect(clippy::unused_self, reason = "a simulator has an address")]
+#[expect(clippy::unused_self, reason = "with a simulator, the functions read its address")]
 impl ExternalServices {
-    /// Starts the services. They store their data in the directory.
+    /// Starts the external services, which store their data in the directory.
     pub(crate) fn start(
         _ports: Ports,
         _directory: &Path,
@@ -60,7 +60,7 @@ impl ExternalServices {
         ready(Ok(Self))
     }
 
-    /// Returns the settings with the addresses of the services.
+    /// Returns the service's settings with the addresses of the external services.
     pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
@@ -69,12 +69,12 @@ impl ExternalServices {
         Addresses
     }
 
-    /// Returns lines for the terminal, each a name and an address.
+    /// Returns the lines for the terminal: the name and the address of each external service.
     pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
 
-    /// Returns the commands that the terminal shows after the login: a heading, and lines for any shell.
+    /// Returns the commands that the terminal shows after the login: a heading, and the lines to paste into a shell.
     pub(crate) fn commands(&self, api: &Url) -> (&'static str, Vec<String>) {
         let body = r#"{"name":"First"}"#;
         let id = r#"s/^{"id":"\([^"]*\)".*/\1/p"#;
@@ -85,7 +85,7 @@ impl ExternalServices {
         ("Log in, create a note, read it:", vec![create, read])
     }
 
-    /// Ends every fault, and waits until everything in flight has an outcome.
+    /// Ends every fault of the external services, and waits until every operation in flight has an outcome.
     pub(crate) fn settle(&self, _progress: &dyn Fn(&str)) -> Ready<Result<(), Error>> {
         ready(Ok(()))
     }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::Addresses;
 use crate::harness::{Builder, Database, Request, Service, User};
 
-/// Table for tests that are independent of a slice: customers create and read their own rows.
+/// Table that tests of the platform use: its customers create and read their own rows.
 pub const TABLE: &str = "notes";
 /// Path that creates and lists notes.
 pub const PATH: &str = "/v1/notes";
@@ -20,15 +20,15 @@ pub const INSERT_STATEMENT: &str = "notes.insert";
 /// Name of the statement that lists a customer's notes.
 pub const LIST_STATEMENT: &str = "notes.list_of_owner";
 
-/// Settings that the service requires in addition to the database.
+/// Required settings in addition to that of the database.
 pub const REQUIRED: [(&str, &str); 0] = [];
 /// Secret settings in addition to those of the platform.
 pub const SECRETS: [&str; 0] = [];
-/// Readiness checks of other services.
+/// Names of the readiness checks of external services.
 pub const EXTERNAL_CHECKS: [&str; 0] = [];
-/// Series that exist from the first scrape, in addition to those of the platform.
+/// Metric series that exist from the first scrape, in addition to those of the platform.
 pub const SERIES: [&str; 1] = ["notes_created_total 0"];
-/// Gauges that are zero until the first run of a unit of work, for workers with several units.
+/// Gauges that are zero until the first run of a unit of work: one gauge for each unit of a worker with several units.
 pub const FIRST_WORK: [&str; 0] = [];
 
 /// Returns a body that creates a note.
@@ -39,14 +39,14 @@ pub fn body() -> Value {
 /// The external services of a test: none. Start a simulator here, and add its address to the settings.
 pub(crate) struct ExternalServices;
 
-#[expect(clippy::unused_self, reason = "a simulator has an address")]
+#[expect(clippy::unused_self, reason = "with a simulator, the functions read its address")]
 impl ExternalServices {
-    /// Starts the services.
+    /// Starts the external services.
     pub(crate) fn start() -> Ready<Self> {
         ready(Self)
     }
 
-    /// Returns the settings with the addresses of the services, unless a test sets others.
+    /// Returns the service's settings with the addresses of the external services. A test can override them.
     pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
@@ -55,7 +55,7 @@ impl ExternalServices {
         Addresses
     }
 
-    /// Passes the address of the tested service to the external services.
+    /// Passes the address of the tested service's API to the external services.
     pub(crate) fn set_service_address(&self, _api: &Url) {}
 }
 
@@ -82,20 +82,20 @@ impl User {
         self.get(PATH)
     }
 
-    /// Returns a request that creates a note under a new key, for tests that are independent of a slice.
+    /// Returns a request that creates a note with a new idempotency key, for tests of the platform.
     pub fn creates(&self) -> Request {
         self.creates_note("First")
     }
 
-    /// Returns a request that creates a note with this name under a new key.
+    /// Returns a request that creates a note with this name and a new idempotency key.
     pub fn creates_note(&self, name: &str) -> Request {
         self.post(PATH).json(&json!({ "name": name })).new_key()
     }
 
-    /// Runs every operation of a customer once. Returns how many requests had the expected response.
+    /// Creates, reads and lists a note. Returns the number of requests, all of which had the expected status.
     ///
     /// # Errors
-    /// The first unexpected response.
+    /// The first response with an unexpected status.
     pub async fn uses_every_customer_route(&self) -> Result<usize, String> {
         let created = self.creates().await;
         if created.status != 201 {
@@ -108,7 +108,7 @@ impl User {
 }
 
 impl Service {
-    /// Asserts that every note has an audit event of its creation, and every such event a note.
+    /// Asserts that every note has an audit event of its creation, and that every such event has a note.
     pub async fn invariants_hold(&self) {
         let query = format!(
             "select count(*)

@@ -1,7 +1,7 @@
 //! Everything in this crate that is specific to the domain of the service: notes.
 //!
-//! The rest of the crate uses only the names that are exported below, and the functions of [`environment`], [`harness`]
-//! and [`traffic`] that it calls.
+//! The rest of the crate uses only the names that this module exports, and functions of [`environment`], [`harness`]
+//! and [`traffic`].
 //!
 //! - [`environment`]: the external services that `cargo dev` starts
 //! - [`harness`]: the part of the test harness that is specific to notes
@@ -47,7 +47,7 @@ pub struct Flags {}
 #[derive(Clone, Debug)]
 pub struct Addresses;
 
-/// Returns the comparison of the service's tables with the records of the external services.
+/// Returns the comparison of the service's tables with the records of the external services: none.
 pub fn comparison(_owner_url: &Url, _external_services: &Addresses) -> Option<Comparison> {
     None
 }
@@ -55,7 +55,7 @@ pub fn comparison(_owner_url: &Url, _external_services: &Addresses) -> Option<Co
 /// Faults of the external services: the name of each, and its line in `--help`.
 pub(crate) const FAULTS: &[(&str, &str)] = &[];
 
-/// Error of setting the faults of a service.
+/// Error of setting the faults of an external service.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to set the faults of {0}")]
 pub struct FaultError(&'static str);

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 
 use crate::console::panels::{Panel, or_dash};
 
-/// The charts.
+/// The charts of the console.
 pub(crate) const PANELS: &[Panel] = &[Panel {
     id: "created",
     title: "Created notes",
@@ -11,10 +11,10 @@ pub(crate) const PANELS: &[Panel] = &[Panel {
     lines: &[("notes", "60 * sum(rate(notes_created_total[WINDOW]))")],
 }];
 
-/// Single numbers.
+/// The figures of the console: the name of each, and its query.
 pub(crate) const FIGURES: &[(&str, &str)] = &[("created", "sum(notes_created_total)")];
 
-/// Selects the trace id for `/traces/first`: the trace of the first note created since `$1`.
+/// Query for the trace id that `/traces/first` shows: that of the first note created since `$1`.
 pub(crate) const FIRST_TRACE: &str = "
     select trace_id
     from audit_events
@@ -22,7 +22,7 @@ pub(crate) const FIRST_TRACE: &str = "
     order by sequence
     limit 1";
 
-/// Returns the end of the line on the terminal.
+/// Returns the end of the terminal's status line.
 pub(crate) fn status_line(figures: &BTreeMap<&str, f64>) -> String {
     format!("{} notes", or_dash(figures.get("created").copied(), 0))
 }

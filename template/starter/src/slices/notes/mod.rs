@@ -1,7 +1,7 @@
 //! Notes of customers: the pattern for a slice of your own.
 //!
-//! Customers read and change their own notes. Support and administrators read all of them, which is audited. The
-//! response for another customer's note is the same as for a missing note (404).
+//! Customers create, read and change their own notes. Support and admins read the notes of all customers, which is
+//! audited. The response for another customer's note is the same as for a missing note (404).
 mod metrics;
 mod model;
 mod routes;

@@ -37,7 +37,7 @@ pub struct NoteFields {
     pub name: String,
 }
 
-/// Maximum length of a name in characters; mirrored by the constraint `note_name_is_in_bounds`.
+/// Maximum length of a name in characters. The constraint `note_name_is_in_bounds` mirrors this limit.
 const MAX_NAME_CHARACTERS: usize = 200;
 
 impl Validate for NoteFields {

@@ -42,7 +42,8 @@ async fn create_note(
 ) -> Result<StoredResponse, Problem> {
     idempotency::run(&database, caller.user_id, request, location, async |claim, fields| {
         let Some(note) = store::create(&database, claim, caller.user_id, &fields).await? else {
-            // A replay has a stored response. Without one, a concurrent duplicate held the key and was rolled back.
+            // The key was taken. `run` replays the stored response of the first request. This response is sent only if
+            // none is stored, and requests a retry.
             return Ok(Change::Rejected(Problem::unavailable(1)));
         };
         Ok(Change::Made(note.id, StoredResponse::from_json(StatusCode::CREATED, note.body)))

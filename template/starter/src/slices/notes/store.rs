@@ -18,17 +18,18 @@ pub(super) struct CreatedNote {
     pub(super) body: String,
 }
 
-/// Creates a note: claims the key, and stores the row, the response and the audit event. Returns `None`, and stores
-/// nothing, if the key is taken.
+/// Creates a note: claims the idempotency key, and stores the row, the response and the audit event. Returns `None`,
+/// and stores nothing, if the key is taken.
 ///
-/// A single statement costs one round trip, and is a transaction that no cancelled request can leave open.
+/// All of this is a single statement, which costs one round trip, and is a transaction that no cancelled request can
+/// leave open.
 pub(super) async fn create(
     database: &Database,
     claim: &Claim,
     owner_id: Uuid,
     fields: &NoteFields,
 ) -> Result<Option<CreatedNote>, sqlx::Error> {
-    // PostgreSQL stores microseconds, and the response must have the same time as later reads.
+    // PostgreSQL stores microseconds, and the first response must have the same times as later reads of the note.
     let now = Utc::now().trunc_subsecs(6);
     let name = fields.name.trim().to_owned();
     let created = Note { id: Uuid::now_v7(), owner_id, name, created_at: now, updated_at: now };
@@ -90,8 +91,8 @@ pub(super) async fn find(
 
 /// Returns a page of notes, newest first.
 ///
-/// There are two statements, because one with an optional condition has one plan for all values. That plan would scan
-/// the notes of every customer.
+/// There are two statements, because a prepared statement has one plan for all values. The plan of a single statement
+/// with an optional condition would scan the notes of every customer.
 pub(super) async fn list(
     database: &Database,
     owner_id: Option<Uuid>,
@@ -131,7 +132,7 @@ pub(super) async fn list(
     database.run("notes.list", async |connection| statement.fetch_all(connection).await).await
 }
 
-/// Changes a note of this owner, and records the audit event.
+/// Changes a note of this owner, and records the audit event. Returns `None` if this owner has no such note.
 pub(super) async fn change(
     database: &Database,
     id: Uuid,

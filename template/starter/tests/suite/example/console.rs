@@ -1,4 +1,4 @@
-//! The views of the console, with notes in them.
+//! Tests of the console's views with notes.
 use dev::{faults::Fault, harness::eventually};
 
 use crate::console::fixture::{ConsoleFixture, get};

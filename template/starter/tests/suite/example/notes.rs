@@ -1,4 +1,4 @@
-//! Creating, reading and changing notes, and their idempotency keys.
+//! Tests of creating, reading and changing notes, and of idempotency keys.
 use dev::harness::{PATH, Request, Service, User, body};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
@@ -77,7 +77,7 @@ async fn another_customers_note_responds_like_a_missing_one() {
     assert_eq!(other_customer.lists().await.is(200).json()["data"], json!([]));
     let rejected =
         service.audit_events("event_type = 'authorization' and metadata ->> 'reason' = 'not_owner'").await;
-    assert_eq!(rejected.len(), 4, "each attempt is audited");
+    assert_eq!(rejected.len(), 4, "each rejected attempt has an audit event");
 }
 
 #[tokio::test]
@@ -95,7 +95,7 @@ async fn a_read_is_audited_only_if_the_data_is_of_another_user() {
     assert!(read.iter().all(|event| event["user_id"] == json!(support.id)));
 }
 
-/// Returns the names in a list, read page by page.
+/// Returns the names of all notes that a user can list, read page by page.
 async fn names(user: &User) -> Vec<String> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -120,7 +120,7 @@ async fn a_list_is_paged_newest_first_without_gaps_or_duplicates() {
 }
 
 #[tokio::test]
-async fn a_repeated_request_replays_the_bytes_and_has_one_effect() {
+async fn a_repeated_request_replays_the_bytes_and_creates_one_note() {
     let service = service().await;
     let request = service.customer().await.creates();
     let first = request.clone().await.is(201);
@@ -148,7 +148,7 @@ async fn a_key_belongs_to_its_user_and_to_the_first_request_under_it() {
 }
 
 #[tokio::test]
-async fn a_key_is_required_and_a_rejection_stores_none() {
+async fn a_key_is_required_and_a_rejection_stores_no_key() {
     let service = service().await;
     let customer = service.customer().await;
     let without = customer.creates().without_header("idempotency-key");
@@ -163,7 +163,7 @@ async fn a_key_is_required_and_a_rejection_stores_none() {
 }
 
 #[tokio::test]
-async fn fifty_duplicates_have_one_effect() {
+async fn fifty_concurrent_duplicates_create_one_note() {
     let service = service().await;
     let request: Request = service.customer().await.creates();
     let duplicates: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
@@ -180,7 +180,7 @@ async fn fifty_duplicates_have_one_effect() {
 }
 
 #[tokio::test]
-async fn the_service_can_change_a_name_and_nothing_else() {
+async fn the_services_role_can_change_a_notes_name_and_nothing_else() {
     let service = service().await;
     let _created = service.customer().await.creates().await.is(201);
     for statement in [
@@ -210,7 +210,7 @@ async fn no_statement_scans_the_rows_of_all_customers() {
              analyze notes",
         )
         .await;
-    // Uses the service's role, which has the service's rights, and the plan mode that `migrate` sets.
+    // The service's role has the rights of the service, and the plan mode that `migrate` sets on the role.
     let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
     let mut checked = 0;
     for (number, (statement, parameters)) in statements().into_iter().enumerate() {

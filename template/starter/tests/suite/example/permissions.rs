@@ -1,11 +1,11 @@
-//! The table of permissions: the routes of notes.
+//! The rows of the table of permissions for the routes of notes.
 use dev::harness::{Client, PATH, Request, User, body};
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::accounts::permissions::{Row, Subject};
 
-/// Records that the requests of the table use.
+/// The records that the table's requests use.
 pub(crate) struct Fixtures {
     /// A note of the owner.
     note: Uuid,
@@ -17,7 +17,7 @@ impl Fixtures {
     }
 }
 
-/// Paths at which an auditor is not allowed to change anything.
+/// Paths that an auditor is not authorized to change.
 pub(crate) const FORBIDDEN_TO_AUDITORS: [&str; 1] = [PATH];
 
 #[rustfmt::skip]

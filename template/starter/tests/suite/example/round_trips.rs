@@ -5,8 +5,8 @@ use uuid::Uuid;
 
 use crate::database::round_trips::{counted_service, measure_cost};
 
-/// Expected round trips of each route. A change that raises a number makes the route more expensive, and states the
-/// reason here.
+/// Expected number of round trips of each route. A change that raises a number makes the route more expensive. State
+/// the reason here.
 const ROUND_TRIPS: [(&str, u16, usize); 4] = [
     ("POST /v1/notes", 201, 2),
     ("POST /v1/notes, again", 201, 3),
@@ -34,9 +34,9 @@ async fn notes_make_no_more_round_trips_than_they_need() {
     assert_eq!(counted, ROUND_TRIPS);
 }
 
-/// A difference in time would reveal which notes exist.
+/// A difference would be measurable as a response time, and would reveal which notes exist.
 #[tokio::test]
-async fn a_404_costs_the_same_for_missing_and_others_notes() {
+async fn a_404_costs_the_same_for_a_missing_and_a_foreign_note() {
     let service = counted_service().await;
     let (owner, other_customer) = (service.customer().await, service.customer().await);
     let note = owner.creates().await.is(201).id();

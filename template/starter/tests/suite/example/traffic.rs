@@ -1,4 +1,4 @@
-//! Ordinary traffic: customers create and read notes, repeat requests and send invalid ones.
+//! The test of normal traffic: simulated customers create and read notes, repeat requests and send invalid ones.
 use std::time::Duration;
 
 use dev::{
@@ -22,6 +22,6 @@ async fn normal_traffic_has_no_unexpected_response() {
     let report = traffic.stop().await;
     assert_eq!((report.unexpected, report.unanswered), (0, 0), "{report}\n{:#?}", report.samples);
     let stored = service.database().number("select count(*) from notes").await;
-    assert!(u64::try_from(stored).unwrap() >= report.counts.created, "{stored} are stored: {report}");
+    assert!(u64::try_from(stored).unwrap() >= report.counts.created, "{stored} notes are stored: {report}");
     service.invariants_hold().await;
 }

@@ -1,4 +1,4 @@
-//! State of simulated customers, and counts of their successful requests.
+//! The state of simulated customers, and counts of their successful requests.
 use std::{fmt, sync::atomic::AtomicU64};
 
 use serde::Serialize;
@@ -11,7 +11,7 @@ pub(crate) struct Memory {
     pub(super) last: Option<CreatedNote>,
 }
 
-/// A created note, and the request that created it.
+/// A created note, with the request that created it and the response.
 #[derive(Debug, Clone)]
 pub(super) struct CreatedNote {
     pub(super) id: String,

@@ -27,7 +27,7 @@ pub(crate) async fn browse(request: &ApiRequest<'_>) {
     }
 }
 
-/// Sends one request of a customer who is logged in. `other_customer` is another customer.
+/// Sends one request of a customer who is logged in. Invalid requests use a note of `other_customer`.
 pub(crate) async fn act(
     request: &ApiRequest<'_>,
     customer: &Mutex<Customer>,
@@ -84,13 +84,13 @@ async fn list(request: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str)
     request.send_as(customer, &call, |response| is_page(response, PAGE)).await;
 }
 
-/// Repeats a request that was successful before.
+/// Repeats the request that created this note, with the same idempotency key.
 async fn repeat(request: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str, last: CreatedNote) {
     let outcome = request
         .send_as(customer, &last.call.with_token(token), |response| {
             has_status(response, 201)?;
             check("a replay is marked as a replay", response.is_replayed())?;
-            check("a replay is the first response", response.text == last.response)
+            check("a replay has the bytes of the first response", response.text == last.response)
         })
         .await;
     if let RequestOutcome::Expected(_) = outcome {
