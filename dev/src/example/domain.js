@@ -39,9 +39,9 @@ export const RECONCILIATION = ["The service's tables are compared with the gatew
 /** Formats the numbers of a reconciliation. */
 export const numbers = (report) => [["orders", report.orders], ["payments", report.payments], ["in flight", report.payments_in_flight], ["refunds", report.refunds], ["charges at the gateway", report.charges], ["without a payment", report.orphans.length]];
 
-/** Description of the event that the first trace waits for. */
+/** The text that is shown until the first trace exists. */
 export const FIRST_TRACE = "Waiting for the first paid order…";
 
-/** The introduction for new users: texts, and links with their texts. */
+/** The introduction for new users: texts, and links as pairs of an address and a text. */
 export const TOUR = ["Follow ", ["/traces/first", "the first paid order through its trace"], ", ",
   ["/faults", "stop the payment gateway"], " and watch the breaker open and payments recover here, then "];

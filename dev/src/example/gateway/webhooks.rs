@@ -1,5 +1,5 @@
-//! Events by webhook, signed according to Standard Webhooks (<https://www.standardwebhooks.com>). A delivery is retried
-//! a few times; after that the event is lost.
+//! Events by webhook, signed according to Standard Webhooks (<https://www.standardwebhooks.com>). A failed delivery is
+//! retried; after `webhook_attempts` failed attempts the event is lost.
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -167,7 +167,7 @@ async fn deliver_when_due(gateway: Arc<Gateway>, QueuedEvent { event, due }: Que
     }
 }
 
-/// Makes one delivery attempt, and returns the status of the response.
+/// Makes one attempt to deliver an event, and returns the status of the response.
 pub(super) async fn deliver(gateway: &Gateway, event: &Event) -> Result<u16, Error> {
     let url = lock(&gateway.webhook_url).clone().ok_or(Error::NoWebhookUrl)?;
     let now = Utc::now();
