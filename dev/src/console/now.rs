@@ -43,7 +43,7 @@ pub(super) struct Chart {
 pub(super) struct Snapshot {
     /// Milliseconds since 1970.
     pub(super) at: i64,
-    /// The lines of each chart.
+    /// The value of each line of each chart.
     charts: BTreeMap<&'static str, BTreeMap<String, f64>>,
     pub(super) figures: BTreeMap<&'static str, f64>,
 }
@@ -108,7 +108,7 @@ impl Overview {
         })
     }
 
-    /// Recomputes all figures.
+    /// Evaluates all expressions at this time, and stores the results.
     pub(super) fn compute(&mut self, store: &Store, at: i64) -> Snapshot {
         let value = |expression: &Expression| {
             let elements = expression.value(store, at).map(super::metrics::Value::into_elements);

@@ -35,7 +35,7 @@ impl Expression {
         longest_range(&self.0)
     }
 
-    /// Returns the metrics that the expression uses.
+    /// Returns the names of the metrics that the expression uses.
     pub fn metrics(&self) -> Vec<String> {
         let mut names = Vec::new();
         collect_names(&self.0, &mut names);
@@ -114,7 +114,7 @@ impl Evaluation<'_> {
     fn call(&self, call: &Call) -> Result<Value, Error> {
         let arguments: Vec<&Expr> = call.args.args.iter().map(AsRef::as_ref).collect();
         match (call.func.name, arguments.as_slice()) {
-            #[expect(clippy::cast_precision_loss, reason = "a time of this age")]
+            #[expect(clippy::cast_precision_loss, reason = "a double holds milliseconds since 1970")]
             ("time", []) => Ok(Value::Scalar(self.at as f64 / 1000.0)),
             ("vector", [number]) => Ok(Value::Vector(self.vector(number)?)),
             ("absent", [vector]) => self.absent(vector),

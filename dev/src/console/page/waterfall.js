@@ -72,8 +72,8 @@ function bar(span, total) {
   h("span", { class: "n" }, duration(span.duration_ms)));
 }
 
-function attributes(of) {
-  return h("dl", { class: "attributes" }, Object.entries(of).map(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
+function attributes(values) {
+  return h("dl", { class: "attributes" }, Object.entries(values).map(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
 }
 
 const traceLink = (link) => h("li", {}, h("a", { href: `/traces/${link.trace_id}${query({ span: link.span_id })}` }, link.trace_id));
