@@ -29,10 +29,10 @@ pub fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
     Some(Spread { median, minimum, maximum })
 }
 
-/// Returns the ratio `of` / `to`, round by round. Both have one value per round, in the same order.
-pub fn ratio(of: &[f64], to: &[f64]) -> Option<Spread> {
-    let rounds = of.iter().zip(to).filter(|(_, to)| **to > 0.0);
-    spread(rounds.map(|(of, to)| of / to))
+/// Returns the spread of the ratios, round by round. Both slices have one value per round, in the same order.
+pub fn ratio(numerators: &[f64], denominators: &[f64]) -> Option<Spread> {
+    let rounds = numerators.iter().zip(denominators).filter(|(_, denominator)| **denominator > 0.0);
+    spread(rounds.map(|(numerator, denominator)| numerator / denominator))
 }
 
 /// Formats a value with three significant digits.

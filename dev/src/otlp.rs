@@ -1,4 +1,4 @@
-//! A receiver of spans and log records over OTLP, in the protocols of all exporters.
+//! A receiver of spans and log records over OTLP.
 //!
 //! One router serves both protocols: gRPC over HTTP/2, and protobuf over HTTP on `/v1/traces` and `/v1/logs`. Both
 //! allow gzip compression. A [`Sink`] processes the received data.
@@ -102,7 +102,7 @@ pub trait Sink: Clone + Send + Sync + 'static {
     /// Takes the spans of one request. Returns false to reject them, so that the sender retries.
     fn take(&self, spans: Vec<Span>) -> impl Future<Output = bool> + Send;
 
-    /// Takes the log records of one request, like [`take`](Self::take). By default they are discarded.
+    /// Takes the log records of one request, like [`take`](Self::take). By default the records are discarded.
     fn take_records(&self, _records: Vec<Record>) -> impl Future<Output = bool> + Send {
         std::future::ready(true)
     }

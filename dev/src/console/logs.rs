@@ -127,7 +127,7 @@ impl Filter {
         Self { trace_id: trace_id.to_owned(), ..Self::default() }
     }
 
-    /// Returns whether the line can match, according to its unparsed text. So most other lines are never parsed.
+    /// Returns whether the unparsed line can match. This avoids parsing most of the lines that do not match.
     fn may_match(&self, line: &StoredLine, needle: &str) -> bool {
         (self.trace_id.is_empty() || line.text.contains(&self.trace_id))
             && (self.correlation_id.is_empty() || line.text.contains(&self.correlation_id))

@@ -161,8 +161,7 @@ fn comparison_of(expression: &parser::Expr) -> Option<Comparison> {
     match expression {
         parser::Expr::Paren(inner) => comparison_of(&inner.expr),
         parser::Expr::Binary(binary) => match binary.op.id() {
-            // The limit only hints at further conditions, because the page shows the whole expression of an opened
-            // rule.
+            // The limit abbreviates further conditions, because the page shows the whole expression of an opened rule.
             joint @ (T_LAND | T_LUNLESS) => comparison_of(&binary.lhs).map(|part| Comparison {
                 limit: format!("{} {}", part.limit, if joint == T_LAND { "and …" } else { "unless …" }),
                 ..part
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_hints_at_further_conditions() {
+    fn a_limit_abbreviates_further_conditions() {
         let limit = |text: &str| comparison_of(&parser::parse(text).unwrap()).map(|part| part.limit);
         assert_eq!(limit("a >= 5 unless b > 0").as_deref(), Some(">= 5 unless …"));
         assert_eq!(limit("(a > 5) and b > 0").as_deref(), Some("> 5 and …"));

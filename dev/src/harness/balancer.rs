@@ -30,7 +30,7 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 /// Maximum size of a forwarded body, in bytes.
 const BODY_LIMIT: usize = 1024 * 1024;
 
-/// A running balancer. Dropping the value stops it.
+/// A running balancer. Dropping the value stops the balancer.
 pub struct Balancer {
     url: Url,
     pool: Arc<Pool>,

@@ -120,7 +120,7 @@ impl Client {
     }
 }
 
-/// A request. Awaiting a request sends it. A clone repeats the same request.
+/// A request. Awaiting a request sends the request. A clone can send the same request again.
 #[derive(Debug, Clone)]
 #[must_use = "a request is sent when it is awaited"]
 pub struct Request {
@@ -158,7 +158,7 @@ impl Request {
         self.without_header(name).also_header(name, value)
     }
 
-    /// Adds a header to earlier ones of the same name.
+    /// Adds a header, and keeps earlier headers of the same name.
     pub fn also_header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
@@ -182,8 +182,8 @@ impl Request {
         Attempt { request: self, task }
     }
 
-    /// Sends the request until the response is final. The same request, with the same key, is repeated after a response
-    /// 202, 409, 503 or 504, and without a response.
+    /// Sends the request until the response is final. The same request, with the same idempotency key, is repeated
+    /// after a response 202, 409, 503 or 504, and without a response.
     pub async fn send_until_final(self) -> HttpResponse {
         let started = Instant::now();
         loop {
@@ -244,7 +244,7 @@ impl Attempt {
         response.unwrap_or_else(|error| panic!("there was no response: {error:?}"))
     }
 
-    /// Waits for the response; `None` if the connection was closed without one.
+    /// Waits for the response; `None` if the connection was closed without a response.
     pub async fn try_response(self) -> Option<HttpResponse> {
         self.task.await.expect("the request's task ends by itself").ok()
     }

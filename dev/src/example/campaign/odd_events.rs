@@ -1,5 +1,5 @@
 //! Signed events of the gateway that are unusable or contradict a settled payment. The service must acknowledge each
-//! event, and record a discrepancy for most of them.
+//! event, and record the discrepancy that the [`OddEvent`] names.
 use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};

@@ -320,8 +320,8 @@ impl TestBed {
         Ok(super::unknown_since(self.owner_url.as_str(), moment).await?)
     }
 
-    /// Compares the orphans of a reconciliation with the discrepancies that the service has recorded. `faults_ended` is the
-    /// end of the faults before the reconciliation. Returns the violations.
+    /// Compares the orphans of a reconciliation with the discrepancies that the service has recorded. `faults_ended` is
+    /// the end of the faults before the reconciliation. Returns the overdue orphans as violations.
     pub(super) async fn review_orphans(
         &mut self,
         reconciliation: &CheckReport,

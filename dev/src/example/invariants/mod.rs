@@ -3,7 +3,7 @@
 //!
 //! The check works on a live system. The check reads payments in one snapshot before the ledger and in a second
 //! snapshot after the ledger:
-//! - A payment is charged before it succeeds or is declined, so the ledger must have the charge of every such payment of
+//! - A payment is charged before it succeeds or is declined, so the ledger must have the charge of each such payment in
 //!   the first snapshot.
 //! - A payment is recorded before it is charged, so every charge in the ledger must be in the second snapshot.
 //!
