@@ -109,7 +109,7 @@ const TOOLS: [Tool; 9] = [
     },
 ];
 
-/// Prints a line for each command. Returns whether `cargo dev` and `cargo test` can run.
+/// Prints a line for each command, and a line for PostgreSQL. Returns whether `cargo dev` and `cargo test` can run.
 pub async fn run(print: &dyn Fn(&str)) -> bool {
     let mut missing = Vec::new();
     for tool in TOOLS {

@@ -165,7 +165,7 @@ async fn an_unprivileged_user_starts_a_server() {
         println!("skipped: only root can switch to another user");
         return;
     }
-    let unprivileged = User::from_name("nobody").unwrap().expect("the user exists");
+    let unprivileged = User::from_name("nobody").unwrap().expect("the user `nobody` does not exist");
     // The test's own executable may be in a directory that only root can enter.
     let directory = std::env::temp_dir().join(unique("dev-nobody"));
     std::fs::create_dir(&directory).unwrap();

@@ -30,7 +30,7 @@ async fn is_running(pid: &str) -> bool {
 async fn wait_until(what: &str, condition: impl AsyncFn() -> bool) {
     let deadline = Instant::now() + WAIT_TIMEOUT;
     while !condition().await {
-        assert!(Instant::now() < deadline, "timed out after {WAIT_TIMEOUT:?}: {what}");
+        assert!(Instant::now() < deadline, "timed out after {WAIT_TIMEOUT:?}, waiting for: {what}");
         sleep(Duration::from_millis(50)).await;
     }
 }
@@ -136,7 +136,7 @@ async fn after_kill_9_of_the_parent_no_process_is_left() {
     let found = lines
         .find(WAIT_TIMEOUT * 2, |line| line.contains("left behind: "))
         .await
-        .expect("the helper is ready");
+        .expect("the helper did not become ready");
     let names: Vec<&str> = found.text.split("left behind: ").last().unwrap().split(' ').collect();
     let [child, stopped, postgres, directory] = names.as_slice() else { panic!("{names:?}") };
     for pid in [child, stopped, postgres] {
@@ -175,7 +175,7 @@ async fn the_exit_of_a_parent_ends_its_children() {
     let mut rest = parent.follow();
     tokio::time::timeout(WAIT_TIMEOUT, async { while rest.next().await.is_some() {} })
         .await
-        .expect("the output ends");
+        .expect("the output did not end");
     wait_until("the child ends", async || !is_running(&child).await).await;
 }
 

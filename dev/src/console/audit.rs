@@ -20,7 +20,7 @@ use crate::{
     project,
 };
 
-/// Maximum number of displayed events and seals.
+/// Maximum number of displayed events, and of displayed seals.
 const MAX_SHOWN: i64 = 60;
 
 /// Deadline of a verification, which reads the whole audit log.

@@ -34,7 +34,7 @@ export const RESTORE_VIEWS = [["/alerts", "PaymentDiscrepancyOpen, if the gatewa
 export const TRAFFIC = "Customers who register, browse, order and pay, and send invalid requests.";
 
 /** Description of the reconciliation and its invariants. */
-export const RECONCILIATION = ["The service's tables are compared with the gateway's ledger", "every charge has exactly one settled payment, and every settled payment has exactly one charge."];
+export const RECONCILIATION = ["The service's tables are compared with the gateway's ledger", "every charge has a payment that agrees with it, and every payment that succeeded or was declined has its charge."];
 
 /** Formats the numbers of a reconciliation. */
 export const numbers = (report) => [["orders", report.orders], ["payments", report.payments], ["in flight", report.payments_in_flight], ["refunds", report.refunds], ["charges at the gateway", report.charges], ["without a payment", report.orphans.length]];

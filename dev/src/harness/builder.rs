@@ -102,7 +102,7 @@ impl Builder {
         let external_services = Arc::new(ExternalServices::start().await);
         let mut settings = self.settings;
         let proxy = if self.has_database_proxy {
-            let proxy = TcpProxy::to(database.service_url()).await.expect("there is a free port");
+            let proxy = TcpProxy::to(database.service_url()).await.expect("failed to open a TCP proxy");
             settings.push(("DATABASE_URL".to_owned(), proxy.url_through(database.service_url()).to_string()));
             Some(Arc::new(proxy))
         } else {

@@ -39,7 +39,7 @@ pub(super) struct Api {
 
 impl Api {
     pub(super) fn new(url: Url, exchange_check: Option<ExchangeCheck>) -> Self {
-        let client = crate::http::client(REQUEST_TIMEOUT).expect("a client can be made");
+        let client = crate::http::client(REQUEST_TIMEOUT).expect("failed to create an HTTP client");
         Self { client, url: RwLock::new(url), exchange_check }
     }
 
@@ -240,13 +240,13 @@ pub struct Attempt {
 impl Attempt {
     /// Waits for the response.
     pub async fn response(self) -> HttpResponse {
-        let response = self.task.await.expect("the request's task ends by itself");
+        let response = self.task.await.expect("the request's task panicked");
         response.unwrap_or_else(|error| panic!("there was no response: {error:?}"))
     }
 
     /// Waits for the response; `None` if the connection was closed without a response.
     pub async fn try_response(self) -> Option<HttpResponse> {
-        self.task.await.expect("the request's task ends by itself").ok()
+        self.task.await.expect("the request's task panicked").ok()
     }
 
     /// Closes the connection before the response.

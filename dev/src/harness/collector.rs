@@ -51,12 +51,13 @@ struct Contents {
 impl Collector {
     /// Starts a collector that accepts requests.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port is free");
-        let address = listener.local_addr().expect("a listener has an address");
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("failed to listen on a free port");
+        let address = listener.local_addr().expect("failed to read the listener's address");
         let inbox = Inbox::default();
         let router = otlp::router(inbox.clone());
         let server =
-            tokio::spawn(async move { axum::serve(listener, router).await.expect("the server runs") });
+            tokio::spawn(async move { axum::serve(listener, router).await.expect("the server failed") });
         Self { address, inbox, server }
     }
 
@@ -131,7 +132,7 @@ impl Drop for Collector {
 
 impl Inbox {
     fn lock(&self) -> MutexGuard<'_, Contents> {
-        self.0.lock().expect("no holder of the lock panics")
+        self.0.lock().expect("a holder of the lock panicked")
     }
 
     /// Simulates the current behaviour. Returns whether the request is accepted.

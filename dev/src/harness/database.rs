@@ -74,7 +74,7 @@ impl Database {
 
     fn named(server: &'static Server, name: String) -> Self {
         let owner_url = server.url(&name, &owner_role(), PASSWORD);
-        let options: PgConnectOptions = owner_url.as_str().parse().expect("the server's URL is valid");
+        let options: PgConnectOptions = owner_url.as_str().parse().expect("the server's URL is invalid");
         Self {
             server,
             owner: PgPoolOptions::new().max_connections(3).connect_lazy_with(options),
@@ -125,7 +125,7 @@ impl Database {
     pub async fn execute_as_administrator(&self, statement: &str) {
         let mut admin = PgConnection::connect(self.server.admin_url_of(&self.name).as_str())
             .await
-            .expect("the server responds");
+            .expect("failed to connect to the server");
         let run = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut admin).await;
         run.unwrap_or_else(|error| panic!("{error}: {statement}"));
     }
@@ -146,8 +146,8 @@ impl Database {
     /// rejection.
     pub async fn try_as_service(&self, statement: &str) -> Result<(), String> {
         let mut connection =
-            PgConnection::connect(self.service_url.as_str()).await.expect("the role logs in");
-        let mut transaction = connection.begin().await.expect("a transaction begins");
+            PgConnection::connect(self.service_url.as_str()).await.expect("the role failed to log in");
+        let mut transaction = connection.begin().await.expect("failed to begin a transaction");
         let result = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await;
         result.map(|_| ()).map_err(|error| {
             let code = error.as_database_error().and_then(|error| error.code().map(Into::into));
@@ -158,7 +158,7 @@ impl Database {
     /// Runs a statement as the owner in a transaction, and returns the open transaction. The transaction holds its
     /// locks until it ends.
     pub async fn hold(&self, statement: &str) -> OpenTransaction {
-        let mut transaction = self.owner.begin().await.expect("a transaction begins");
+        let mut transaction = self.owner.begin().await.expect("failed to begin a transaction");
         let run = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await;
         run.unwrap_or_else(|error| panic!("{error}: {statement}"));
         OpenTransaction(transaction)
@@ -180,8 +180,9 @@ impl Database {
 
     /// Closes all sessions of this database, and runs statements as the server's administrator.
     async fn execute_without_sessions(&self, statements: &[&str]) {
-        let mut admin =
-            PgConnection::connect(self.server.admin_url().as_str()).await.expect("the server responds");
+        let mut admin = PgConnection::connect(self.server.admin_url().as_str())
+            .await
+            .expect("failed to connect to the server");
         eventually("all sessions have ended", async || {
             let end = format!(
                 "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = '{}'",
@@ -256,12 +257,12 @@ pub struct OpenTransaction(PgTransaction<'static>);
 impl OpenTransaction {
     /// Rolls the transaction back.
     pub async fn release(self) {
-        self.0.rollback().await.expect("a transaction ends");
+        self.0.rollback().await.expect("failed to roll the transaction back");
     }
 
     /// Commits the transaction.
     pub async fn commit(self) {
-        self.0.commit().await.expect("a transaction commits");
+        self.0.commit().await.expect("failed to commit the transaction");
     }
 }
 

@@ -74,7 +74,7 @@ pub async fn within<T>(deadline: Duration, what: &str, mut poll: impl AsyncFnMut
         if let Some(found) = poll().await {
             return found;
         }
-        assert!(started.elapsed() < deadline, "timed out after {deadline:?}: {what}");
+        assert!(started.elapsed() < deadline, "timed out after {deadline:?}, waiting for: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

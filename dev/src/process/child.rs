@@ -222,7 +222,7 @@ pub enum WaitError {
     Signal(#[from] io::Error),
 }
 
-/// A running process; killed when dropped.
+/// A running process, which is stopped when the value is dropped.
 #[derive(Debug)]
 pub struct Child {
     pid: u32,
@@ -260,7 +260,7 @@ impl Child {
         Ok(status)
     }
 
-    /// Sends SIGTERM, and SIGKILL at the deadline. The exit status shows whether SIGKILL was necessary.
+    /// Sends SIGTERM, and kills the process at the deadline. The exit status shows whether the kill was necessary.
     pub async fn stop(&self, deadline: Duration) -> Result<ExitStatus, WaitError> {
         self.stop_by(Signal::SIGTERM, deadline).await
     }

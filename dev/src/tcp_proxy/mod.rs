@@ -282,6 +282,6 @@ mod tests {
         proxy.replace_host();
         drop(client);
         let closed = timeout(CONNECT_TIMEOUT, accepted.read(&mut [0])).await;
-        assert_eq!(closed.expect("the server's connection ends").unwrap_or(0), 0);
+        assert_eq!(closed.expect("the server's connection did not end").unwrap_or(0), 0);
     }
 }

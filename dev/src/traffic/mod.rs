@@ -4,7 +4,8 @@
 //! loop would send fewer requests to a slow service and hide the slowness. Every response is checked against the
 //! service's API contract. Violations are counted as unexpected responses, and the first ones are stored.
 //!
-//! At each tick one customer sends one request. The seed and the customer's state determine the request.
+//! At each tick one request is sent: by one customer, or without a session while no customer is logged in. The seed and
+//! the customer's state determine the request.
 //!
 //! - [`api`]: one request and its response
 //! - [`customer`]: the state of a customer

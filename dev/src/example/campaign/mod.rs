@@ -1,5 +1,5 @@
-//! A test campaign that injects faults into a service of several replicas. It checks that no payment is lost or charged
-//! twice.
+//! A test campaign that injects faults into several replicas of the service. The campaign checks that no payment is
+//! charged twice, and that none is lost except in a failover that may lose confirmed commits.
 //!
 //! A round has two parts. In the first part the campaign injects faults drawn from the seed, while customers order and
 //! pay and the refunder issues refunds. In the second part all faults end. Within a fixed time every outcome must then

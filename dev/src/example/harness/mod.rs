@@ -122,7 +122,7 @@ impl ExternalServices {
 
     /// Sets the URL to which the gateway sends its webhooks.
     pub(crate) fn set_service_address(&self, api: &Url) {
-        let url = api.join("/v1/gateway/events").expect("a path makes a URL");
+        let url = api.join("/v1/gateway/events").expect("the path is not valid in a URL");
         self.gateway.set_webhook_url(url);
     }
 }
@@ -247,7 +247,7 @@ impl Service {
              union all select gateway_key from refunds where id = '{id}'"
         );
         let row = self.database().rows(key).await.remove(0);
-        row["gateway_key"].as_str().and_then(|key| key.parse().ok()).expect("a gateway key is a UUID")
+        row["gateway_key"].as_str().and_then(|key| key.parse().ok()).expect("the gateway key is not a UUID")
     }
 
     /// Returns the gateway's charges for a payment, including declined ones.
