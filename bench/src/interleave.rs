@@ -148,7 +148,7 @@ impl Rounds {
         spread(self.of(figure))
     }
 
-    /// Returns the ratio of this contender's figure to the other's, round by round.
+    /// Returns the ratio of this contender's figure to the figure of `other`, round by round.
     pub fn ratio(&self, other: &Self, figure: impl Fn(&Sample) -> f64 + Copy) -> Option<Spread> {
         ratio(&self.of(figure), &other.of(figure))
     }

@@ -32,8 +32,8 @@ pub const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIG1lYXN1cmVtZW50cywgbmV2ZXIg
 const OWNER: &str = "bench_owner";
 const SERVICE: &str = "bench_service";
 
-/// Password of both roles. It needs no secrecy, because the server listens on this machine only, and ends with this
-/// process.
+/// Password of both roles. The password needs no secrecy, because the server listens on this machine only, and ends
+/// with this process.
 const PASSWORD: &str = "for-measurements-only";
 
 const TEMPLATE_DATABASE: &str = "bench_template";
@@ -211,8 +211,8 @@ impl Database {
         .await
     }
 
-    /// Adds audit events up to a total number. The service seals them like any other events. Their ids ascend, like the
-    /// ids of the service.
+    /// Adds audit events up to a total number. The service seals these events like any others. The ids of the events
+    /// ascend, like the service's ids.
     pub async fn add_audit_events(&self, from: u64, to: u64) -> anyhow::Result<()> {
         self.execute(&format!(
             "insert into audit_events (

@@ -1,10 +1,10 @@
 //! The local environment of the service, and the test harness.
 //!
-//! This crate runs the service's executable and communicates with it over sockets, like a user. It never links the
-//! service.
+//! This crate runs the service's executable and communicates with it over sockets, like a user. The crate never links
+//! the service.
 //!
 //! - [`postgres`]: finds or starts a PostgreSQL server, and creates databases on it
-//! - [`process`]: child processes, and the watchdog that ends them even after `kill -9` of their parent
+//! - [`process`]: child processes, and the watchdog that ends child processes even after `kill -9` of their parent
 //! - [`project`]: the name and the path of the checkout that this crate is built in
 //! - [`environment`]: the whole service on one machine, as run by `cargo dev`
 //! - [`signals`]: signals that end a tool of this crate

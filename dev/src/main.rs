@@ -42,7 +42,7 @@ enum Command {
     Doctor,
     /// Regenerate `.sqlx`, the query descriptions for compiling without a database
     Prepare(Prepare),
-    /// Merge a newer revision of the template into this generated project, on a branch of its own
+    /// Merge a newer revision of the template into this generated project, on a new branch
     Update(Update),
 }
 

@@ -99,7 +99,7 @@ pub struct Record {
 
 /// A consumer of received spans and log records.
 pub trait Sink: Clone + Send + Sync + 'static {
-    /// Takes the spans of one request. Returns false to reject them, so that the sender retries.
+    /// Takes the spans of one request. Returns false to reject the spans, so that the sender retries.
     fn take(&self, spans: Vec<Span>) -> impl Future<Output = bool> + Send;
 
     /// Takes the log records of one request, like [`take`](Self::take). By default the records are discarded.

@@ -117,7 +117,7 @@ struct ReplicaHealth {
     health: Value,
 }
 
-/// The result of comparing the service's tables with those of an external system.
+/// The result of comparing the service's tables with the records of an external system.
 #[derive(Debug, Clone, Serialize)]
 pub struct ReconciliationResult {
     pub at: DateTime<Utc>,
@@ -219,7 +219,7 @@ impl Console {
         });
         let router = routes::router(Arc::clone(&state));
         let server = tokio::spawn(async move {
-            // Aborted requests lose nothing, because the page repeats them.
+            // No data is lost with an aborted request, because the page repeats the request.
             let _ = axum::serve(listener, router).await;
         });
         Ok(Self { state, tasks: Mutex::default(), server })

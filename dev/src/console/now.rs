@@ -9,7 +9,7 @@ use super::{
 };
 use crate::example;
 
-/// Window of rates. It contains several scrapes, and is short enough to show a fault within seconds.
+/// Window of rates. The window contains several scrapes, and is short enough to show a fault within seconds.
 const WINDOW: &str = "30s";
 
 /// Columns of the table of routes. Each expression is grouped by method and path.

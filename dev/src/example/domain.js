@@ -3,7 +3,7 @@ import { number } from "./format.js";
 
 const BREAKER = { 0: ["closed", "good"], 1: ["half-open", "warn"], 2: ["open", "bad"] };
 
-/** The tiles in addition to those of every service. */
+/** The domain's tiles, displayed after the tiles of every service. */
 export function domainTiles(figures, tile) {
   const { processing = 0 } = figures;
   const [breaker, breakerTone] = BREAKER[figures.breaker] ?? ["–", ""];
@@ -15,7 +15,7 @@ export function domainTiles(figures, tile) {
   ];
 }
 
-/** The faults in addition to those of every service: name, effect, and the views that show the effect. */
+/** The domain's faults: name, effect, and the views that show the effect. */
 export const FAULTS = {
   "gateway-outage": ["Gateway outage", "The payment gateway responds with 503 to every request.",
     [["/now", "the breaker opens and payments are rejected at once"], ["/traces?status=5xx", "traces of the rejections"], ["/alerts", "PaymentFailureRatioHigh"]]],
@@ -27,7 +27,7 @@ export const FAULTS = {
     [["/now", "declined payments"], ["/alerts", "no outage alert, because a decline is a valid response"]]],
 };
 
-/** The views that show the effect of a restore, in addition to those of every service. */
+/** The domain's views that show the effect of a restore. */
 export const RESTORE_VIEWS = [["/alerts", "PaymentDiscrepancyOpen, if the gateway has charges whose payments are lost"]];
 
 /** Description of the traffic. */

@@ -1,8 +1,8 @@
 //! A load balancer in front of several replicas, as in any deployment with more than one replica.
 //!
-//! The balancer has none of the features that would hide faults of the service. It probes the readiness of each
-//! replica, and distributes requests round-robin over the replicas that were ready at the last probe. It never retries
-//! a request, and responds with 502 if a replica does not respond.
+//! The balancer has none of the features that would hide faults of the service. The balancer probes the readiness of
+//! each replica, and distributes requests round-robin over the replicas that were ready at the last probe. The balancer
+//! never retries a request, and responds with 502 if a replica does not respond.
 use std::{
     net::Ipv4Addr,
     sync::{

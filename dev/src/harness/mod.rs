@@ -5,7 +5,7 @@
 //! interfaces. A test can terminate, kill and restart the process.
 //!
 //! Rules of tests:
-//! - Tests do not sleep. They wait for conditions with [`eventually`], which has a deadline.
+//! - Tests do not sleep. Tests wait for conditions with [`eventually`], which has a deadline.
 //! - Tests share only the PostgreSQL server. Each service has a fresh database, cloned from a template. The
 //!   executable's own `migrate` creates the template once per run.
 //! - Domain code is in [`example::harness`](crate::example::harness).

@@ -187,7 +187,7 @@ impl Output {
         state.recent.iter().skip(state.recent.len().saturating_sub(count)).cloned().collect()
     }
 
-    /// Waits until both streams have ended. The deadline is necessary, because a grandchild may keep them open.
+    /// Waits until both streams have ended. The deadline is necessary, because a grandchild may keep a stream open.
     pub(super) async fn wait_until_drained(&self, deadline: Duration) {
         let mut changes = self.changes.subscribe();
         timeout(deadline, changes.wait_for(|()| lock(&self.state).streams_open == 0)).await.ok();

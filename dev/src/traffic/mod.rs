@@ -49,7 +49,7 @@ pub struct Settings {
     pub rate_per_second: f64,
     /// Seed of all choices. The same seed makes the same choices as long as the responses are the same.
     pub seed: u64,
-    /// Number of customers. They register one by one, because the service limits logins from one address.
+    /// Number of customers. Customers register one by one, because the service limits logins from one address.
     pub customers: usize,
 }
 
@@ -105,7 +105,7 @@ impl Traffic {
         self.pool.report()
     }
 
-    /// Sends no further requests, waits briefly for those in flight, and returns the report.
+    /// Sends no further requests, waits briefly for the requests in flight, and returns the report.
     pub async fn stop(self) -> Report {
         self.stop.send_replace(true);
         let _ = self.task.await;

@@ -96,7 +96,7 @@ addEventListener("unhandledrejection", (event) => {
   if (event.reason instanceof TypeError && event.reason.message.includes("fetch")) event.preventDefault();
 });
 
-/** Shows the active faults on every view, with a button that ends them. */
+/** Shows the active faults on every view, with a button that ends the faults. */
 const banner = document.getElementById("banner");
 async function showBanner() {
   const state = await fetchJson("/api/faults").catch(() => null);

@@ -20,7 +20,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// All orphans of a campaign.
 #[derive(Debug, Default)]
 pub(super) struct Orphans {
-    /// The orphans that the service has not recorded, with the end of the faults that caused them.
+    /// The orphans that the service has not recorded, each with the end of the faults that caused it.
     missing: HashMap<Uuid, DateTime<Utc>>,
     /// The time from the end of the faults until each orphan was recorded, zero if it was recorded earlier.
     found: HashMap<Uuid, Duration>,

@@ -118,8 +118,8 @@ pub(super) struct RequestFaults {
     pub(super) latency: Duration,
 }
 
-/// The random generator. It draws the same number of values for every request, so that the rate of one fault does not
-/// affect the other faults.
+/// The random generator of the faults. The generator draws the same number of values for every request, so that the
+/// rate of one fault does not affect the other faults.
 pub(super) struct FaultGenerator {
     rng: StdRng,
     /// A separate generator for lists, so that lists do not change the faults of other requests.

@@ -78,7 +78,7 @@ pub struct Settings {
     pub ledger_file: Option<PathBuf>,
 }
 
-/// Durations of the simulator's delays. Tests shorten them.
+/// Durations of the simulator's delays. Tests shorten the delays.
 #[derive(Debug, Clone, Copy)]
 pub struct Timings {
     /// Delay of the response to `pm_card_slow`.
@@ -245,8 +245,8 @@ impl Simulator {
         *lock(&self.gateway.webhook_url) = Some(url);
     }
 
-    /// Stops listening, cuts every connection (including those with held or missing responses), and ends the delivery
-    /// of webhooks. A second call has no effect.
+    /// Stops listening, cuts every connection (including connections with held or missing responses), and ends the
+    /// delivery of webhooks. A second call has no effect.
     pub async fn stop(&self) {
         self.stop.send_replace(true);
         let tasks = std::mem::take(&mut *lock(&self.tasks));

@@ -527,7 +527,7 @@ async fn requests_are_recorded_with_correlation_id_and_trace() {
     assert_eq!(request.body, payment.body());
 }
 
-/// A receiver that records every webhook. It responds with the given statuses, then with 204.
+/// A receiver that records every webhook. The receiver responds with the given statuses, then with 204.
 struct Receiver {
     url: url::Url,
     received: watch::Receiver<Vec<(HeaderMap, Bytes)>>,

@@ -26,7 +26,8 @@ use super::{
 /// Timeout of one attempt.
 pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Maximum number of concurrent deliveries. It is high, because events that wait for their delivery time count too.
+/// Maximum number of concurrent deliveries. The number is high, because events that wait for their delivery time count
+/// too.
 const MAX_CONCURRENT_DELIVERIES: usize = 512;
 
 /// An event of the gateway, sent by webhook.

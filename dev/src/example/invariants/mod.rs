@@ -13,7 +13,7 @@
 //! selected by the gateway key, which a payment and its charge share. The first [`MAX_VIOLATIONS`] violations are
 //! reported, the others are counted.
 //!
-//! - [`tables`]: the service's tables, and the invariants within them
+//! - [`tables`]: the service's tables, and the invariants within the tables
 //! - [`comparison`]: the invariants between the tables and the ledger
 mod comparison;
 mod tables;

@@ -260,8 +260,8 @@ fn union(selects: impl Iterator<Item = String>) -> String {
     selects.collect::<Vec<_>>().join(" union all ")
 }
 
-/// Returns further invariants in the form of [`RULES`]. They apply to [`EFFECTS`], and to the rows of `others` to which
-/// idempotency keys refer.
+/// Returns further invariants in the form of [`RULES`]. These invariants apply to [`EFFECTS`], and to the rows of
+/// `others` to which idempotency keys refer.
 fn rules_of_effects(others: &[String]) -> [(&'static str, String); 3] {
     let complete = EFFECTS.iter().map(|Effect { table, settled, .. }| {
         format!("select id from {table} where id = resource_id and {}", settled.unwrap_or("true"))
