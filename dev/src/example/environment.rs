@@ -151,7 +151,7 @@ impl ExternalServices {
                 break;
             }
             if !is_reported {
-                progress("waiting for payments in flight to settle");
+                progress("waiting for payments and refunds in flight to settle");
                 is_reported = true;
             }
             sleep(Duration::from_millis(250)).await;

@@ -37,7 +37,7 @@ pub(super) async fn deliver(gateway: Arc<Simulator>, owner_url: Url) -> Vec<Stri
         match deliver_until_decided(&gateway, &odd.event).await {
             Some(200..=299) => {}
             Some(status) => {
-                violations.push(format!("a signed event with {}: {status}", odd.name));
+                violations.push(format!("a signed event with {} was rejected with {status}", odd.name));
                 continue;
             }
             None => continue,

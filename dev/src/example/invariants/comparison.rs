@@ -33,7 +33,7 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Diffe
         if successful_charges > 1 {
             add_violation(
                 "a payment is charged once",
-                format!("payment {reference} was charged {successful_charges} times"),
+                format!("the payment with the reference {reference} was charged {successful_charges} times"),
             );
         }
         let payment = payments.get(&reference).and_then(|payments| payments.first());
@@ -42,7 +42,7 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Diffe
                 None => add_orphan(
                     reference,
                     "a charge has a payment",
-                    format!("{} has none ({reference})", charge.id),
+                    format!("charge {} with the reference {reference} has none", charge.id),
                 ),
                 Some(payment) => check_charge(charge, payment, &mut add_violation),
             }
@@ -74,7 +74,7 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Diffe
         if successful_refunds > 1 {
             add_violation(
                 "a refund is made once",
-                format!("refund {reference} was made {successful_refunds} times"),
+                format!("the refund with the reference {reference} was made {successful_refunds} times"),
             );
         }
         let refund = refunds.get(&reference).and_then(|refunds| refunds.first());
@@ -83,7 +83,7 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Diffe
                 None => add_orphan(
                     reference,
                     "a refund at the gateway has a stored refund",
-                    format!("{} has none ({reference})", made.id),
+                    format!("refund {} with the reference {reference} has none", made.id),
                 ),
                 Some(refund) => check_refund(made, refund, &mut add_violation),
             }
@@ -166,7 +166,7 @@ fn check_refund(
     if !refund.is_in_flight() && refund.status != expected {
         add_violation(
             "a refund has the gateway's outcome",
-            format!("{} has {expected}, and refund {} is {}", made.id, refund.id, refund.status),
+            format!("{} has the outcome {expected}, and refund {} is {}", made.id, refund.id, refund.status),
         );
     }
 }
