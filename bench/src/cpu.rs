@@ -1,5 +1,5 @@
 //! CPU time of processes, read from `/proc`. CPU time varies less between runs than any other figure on a small
-//! machine. It is measured on Linux only, and omitted from the tables on other systems.
+//! machine. CPU time is measured on Linux only, and omitted from the tables on other systems.
 //!
 //! The CPU time of a process includes all of its threads, ended threads included. A PostgreSQL server consists of its
 //! postmaster and one process per connection. The postmaster accumulates the CPU time of children that it has waited
@@ -20,7 +20,8 @@ struct Stat {
 }
 
 fn parse(stat: &str) -> Option<Stat> {
-    // The name is in parentheses and may contain spaces and parentheses. The other fields follow the last closing one.
+    // The name is in parentheses and may contain spaces and parentheses. The other fields follow the last closing
+    // parenthesis.
     let (_, fields) = stat.rsplit_once(") ")?;
     let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
     // Fields are counted from the state, which is the third field of proc(5).

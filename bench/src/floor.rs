@@ -1,5 +1,5 @@
-//! The floor: a server with only the service's statements and pool behind the same routes. It has no layers, limits,
-//! validation, telemetry and audit events, so the difference from the service is the cost of these.
+//! The floor: a server with only the service's statements and pool behind the same routes. The floor has no layers,
+//! limits, validation, telemetry and audit events, so the difference from the service is the cost of these parts.
 //!
 //! The floor is this program, run again as a separate process, so that its CPU time is counted separately.
 use std::{env, net::SocketAddr, sync::Arc};
@@ -31,7 +31,7 @@ use crate::{
     test_bed::{Database, free_address},
 };
 
-/// The part of the statement that places an order which records the audit event.
+/// The expression that records the audit event, in the statement that places an order. The floor omits this expression.
 const AUDIT: &str = ", record_audit_event($8)";
 
 /// Starts the floor on a database.
@@ -45,7 +45,7 @@ pub async fn start(database: &Database) -> anyhow::Result<Server> {
     Server::launch(launch, address, None, &format!("http://{address}/")).await
 }
 
-/// Serves until the process is ended.
+/// Serves requests until the process is ended.
 pub async fn serve(address: SocketAddr) -> anyhow::Result<()> {
     let settings = Reader::new(|name| env::var(name).ok()).finish(Settings::read)?;
     let place = statement(&["insert into orders", "claim_idempotency_key("])?;

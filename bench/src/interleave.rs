@@ -12,7 +12,7 @@ use crate::{
     test_bed::{Database, TestBed},
 };
 
-/// The process whose CPU time is measured.
+/// A kind of process whose CPU time is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MeasuredProcess {
     Service,
@@ -33,7 +33,8 @@ pub struct WatchedProcesses {
 type Times = BTreeMap<MeasuredProcess, f64>;
 
 impl WatchedProcesses {
-    /// Returns the CPU time of each process so far, in seconds. Empty on a system that does not report CPU times.
+    /// Returns the CPU time of each process so far, in seconds. The result is empty on a system that does not report
+    /// CPU times.
     fn times(self) -> Times {
         let time_of = |process, pid: Option<u32>| Some((process, cpu::of_process(pid?)?.as_secs_f64()));
         [
@@ -80,7 +81,8 @@ impl Sample {
         }
     }
 
-    /// Returns the CPU time of these processes per response, in total. NaN on a system that does not report CPU times.
+    /// Returns the CPU time of these processes per response, in total. Returns NaN on a system that does not report CPU
+    /// times.
     pub fn cpu_of(&self, process: &[MeasuredProcess]) -> f64 {
         let all = process.iter().filter_map(|process| self.cpu.get(process));
         if self.cpu.is_empty() { f64::NAN } else { all.sum() }
@@ -146,7 +148,7 @@ impl Rounds {
         spread(self.of(figure))
     }
 
-    /// Returns the ratio of this contender's figure to the other's, round by round.
+    /// Returns the ratio of this contender's figure to the figure of `other`, round by round.
     pub fn ratio(&self, other: &Self, figure: impl Fn(&Sample) -> f64 + Copy) -> Option<Spread> {
         ratio(&self.of(figure), &other.of(figure))
     }

@@ -1,9 +1,9 @@
 //! HTTP load from this process: a closed loop for capacity, an open loop for latency.
 //!
-//! The load generator is part of the project, because no available one is suitable. The fixed-rate generators available
-//! through `cargo` (oha, goose, rlt) have one of three problems. They cannot send a different `Idempotency-Key` with
-//! each request, they measure the latency from the sending instead of the due time, or they use more CPU per request
-//! than the service. wrk has no open loop at all.
+//! The load generator is part of the project, because no available generator is suitable. The fixed-rate generators
+//! available through `cargo` (oha, goose, rlt) have one of three problems. A generator cannot send a different
+//! `Idempotency-Key` with each request, measures the latency from the sending instead of the due time, or uses more CPU
+//! per request than the service. wrk has no open loop at all.
 //!
 //! *Closed*: each client sends its next request after the response to the previous one. A closed loop measures capacity
 //! and does not measure latency: a stalled service simply receives fewer requests (coordinated omission).
@@ -167,7 +167,7 @@ impl Run {
         self: Arc<Self>,
         queue: Option<Arc<Mutex<mpsc::UnboundedReceiver<Instant>>>>,
     ) -> anyhow::Result<ClientResult> {
-        let stream = TcpStream::connect(self.address).await.context("connect to the contender")?;
+        let stream = TcpStream::connect(self.address).await.context("failed to connect to the contender")?;
         stream.set_nodelay(true)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
@@ -201,7 +201,8 @@ impl Run {
     }
 }
 
-/// Sends a number of requests concurrently, each on its own connection. Returns the status and the latency of each.
+/// Sends a number of requests concurrently, each on its own connection. Returns the status and the latency of each
+/// response.
 pub async fn send_concurrently(
     address: SocketAddr,
     requests: VecDeque<Request<Full<Bytes>>>,

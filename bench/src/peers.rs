@@ -1,5 +1,5 @@
-//! Services with the same routes (`bench/peers`), each written in the usual style of its language. They have the same
-//! database, the same pool size, and the same traces.
+//! Services with the same routes (`bench/peers`), each written in the usual style of its language. The peers have
+//! identical databases, the same pool size as the service, and the same share of traces.
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::bail;

@@ -1,10 +1,10 @@
 //! PostgreSQL's own benchmark, which measures the database without a service.
 //!
-//! Its scripts run prepared statements as the service's role. They are either the transaction that most services would
-//! send ([`naive_order`]), or the service's **own statements** ([`own_order`] and similar functions). The latter are
-//! read from `.sqlx`, which continuous integration compares with the sources, and pgbench variables replace `$1`.
-//! Arrays are parameters, as in the service, because `ARRAY[:a, :b]` would reveal the number of elements to the
-//! planner.
+//! The scripts run prepared statements as the service's role. The statements are either the transaction that most
+//! services would send ([`naive_order`]), or the service's **own statements** ([`own_order`] and similar functions).
+//! The latter are read from `.sqlx`, which continuous integration compares with the sources, and pgbench variables
+//! replace `$1`. Arrays are parameters, as in the service, because `ARRAY[:a, :b]` would reveal the number of elements
+//! to the planner.
 //!
 //! pgbench computes only numbers, not texts, so two things differ from the service. SQL builds ids from numbers, which
 //! costs a microsecond. Texts (baskets, tokens) come from [`VARIANTS`] scripts, of which pgbench picks one at random.
@@ -86,7 +86,7 @@ fn with_arguments(statement: &str, arguments: &[&str]) -> anyhow::Result<String>
     for piece in pieces {
         let digits = piece.len() - piece.trim_start_matches(|letter: char| letter.is_ascii_digit()).len();
         let (number, rest) = piece.split_at(digits);
-        let number: usize = number.parse().context("a parameter has a number")?;
+        let number: usize = number.parse().context("a parameter has no number")?;
         written.push_str(arguments.get(number - 1).with_context(|| format!("${number} has no argument"))?);
         written.push_str(rest);
     }
@@ -106,7 +106,8 @@ fn session(variant: u64) -> anyhow::Result<String> {
     with_arguments(&statement, &[&format!(":token{variant}")])
 }
 
-/// Returns `POST /v1/orders` as the service executes it: the authentication, and one statement for everything else.
+/// Returns scripts of `POST /v1/orders` as the service executes the request: the authentication, and one statement for
+/// everything else.
 pub fn own_order() -> anyhow::Result<Scripts> {
     let statement = statement(&["insert into orders", "claim_idempotency_key("])?;
     let id = sql_id("04000000-0000-7000-8000-", ":n");
@@ -129,8 +130,8 @@ pub fn own_order() -> anyhow::Result<Scripts> {
     })
 }
 
-/// Returns the same transaction as most services would send it: ten round trips, one per step. The caller is already
-/// authenticated.
+/// Returns scripts of the same transaction as most services would send it: ten round trips, one per step. The caller is
+/// already authenticated.
 pub fn naive_order() -> anyhow::Result<Scripts> {
     let id = sql_id("04000000-0000-7000-8000-", ":n");
     let product = |number: &str| sql_id("03000000-0000-7000-8000-", number);
@@ -170,7 +171,7 @@ pub fn naive_order() -> anyhow::Result<Scripts> {
     })
 }
 
-/// Returns `GET /v1/orders/{id}`: the authentication and the order.
+/// Returns scripts of `GET /v1/orders/{id}`: the authentication and the order.
 pub fn own_read(orders: u64) -> anyhow::Result<Scripts> {
     let statement = statement(&["from orders_with_items", "where id = $1"])?;
     let id = sql_id("01000000-0000-7000-8000-", ":n");
@@ -181,8 +182,8 @@ pub fn own_read(orders: u64) -> anyhow::Result<Scripts> {
     })
 }
 
-/// Returns `GET /v1/orders`: the authentication, and the newest 21 orders of the caller. The 21st shows that there is a
-/// next page.
+/// Returns scripts of `GET /v1/orders`: the authentication, and the newest 21 orders of the caller. The 21st shows that
+/// there is a next page.
 pub fn own_list() -> anyhow::Result<Scripts> {
     let statement = statement(&["from orders_with_items", "where customer_id = $1"])?;
     each_variant(|variant| {
@@ -227,7 +228,7 @@ fn hash_of_token(number: u64) -> String {
     format!("\\x{}", hex::encode(Sha256::digest(test_bed::token(number))))
 }
 
-/// Runs the scripts with the given number of connections. Calls `read_times` with pgbench's process id, at the beginning and
+/// Runs the scripts with this number of connections. Calls `read_times` with pgbench's process id, at the beginning and
 /// at the end of the window.
 pub async fn run<T>(
     test_bed: &TestBed,

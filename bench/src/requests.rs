@@ -21,7 +21,7 @@ fn request(
     let has_body = body.is_some();
     let mut request = Request::new(Full::new(body.map_or_else(Bytes::new, Bytes::from)));
     *request.method_mut() = method;
-    // Paths and header values here consist of plain letters and digits.
+    // Paths and header values here are visible ASCII, so the conversions below cannot fail.
     if let Ok(uri) = path.try_into() {
         *request.uri_mut() = uri;
     }

@@ -1,4 +1,4 @@
-//! The HTTP contenders: the service itself and the servers that it is compared with.
+//! The HTTP contenders: the service itself, and the servers with which the service is compared.
 use std::{
     net::SocketAddr,
     path::Path,
@@ -93,7 +93,7 @@ impl Server {
         let program = launch.program();
         let client = dev::http::client(Duration::from_secs(2))?;
         let began = Instant::now();
-        let child = launch.start().with_context(|| format!("start {program}"))?;
+        let child = launch.start().with_context(|| format!("failed to start {program}"))?;
         loop {
             let response = client.get(ready).send().await;
             if response.is_ok_and(|response| ops.is_none() || response.status().is_success()) {
@@ -103,7 +103,7 @@ impl Server {
                 bail!("{program} exited ({status}) before it was ready");
             }
             if began.elapsed() > READY_DEADLINE {
-                bail!("{program} is not ready after {READY_DEADLINE:?}");
+                bail!("{program} was not ready after {READY_DEADLINE:?}");
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -125,7 +125,11 @@ impl Server {
     pub async fn metric(&self, series: &str) -> anyhow::Result<f64> {
         let text = self.metrics().await?;
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        value.with_context(|| format!("missing series {series}"))?.trim().parse().context("a number")
+        value
+            .with_context(|| format!("missing series {series}"))?
+            .trim()
+            .parse()
+            .with_context(|| format!("the value of {series} is not a number"))
     }
 
     /// Stops the server and waits for its exit.

@@ -29,13 +29,13 @@ pub fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
     Some(Spread { median, minimum, maximum })
 }
 
-/// Returns the ratio `of` / `to`, round by round. Both have one value per round, in the same order.
-pub fn ratio(of: &[f64], to: &[f64]) -> Option<Spread> {
-    let rounds = of.iter().zip(to).filter(|(_, to)| **to > 0.0);
-    spread(rounds.map(|(of, to)| of / to))
+/// Returns the spread of the ratios, round by round. Both slices have one value per round, in the same order.
+pub fn ratio(numerators: &[f64], denominators: &[f64]) -> Option<Spread> {
+    let rounds = numerators.iter().zip(denominators).filter(|(_, denominator)| **denominator > 0.0);
+    spread(rounds.map(|(numerator, denominator)| numerator / denominator))
 }
 
-/// Formats a value with three significant digits.
+/// Formats a value with two decimal places, from 10 on with one, and from 100 on with none.
 pub fn rounded(value: f64) -> String {
     match value.abs() {
         magnitude if magnitude >= 99.95 => format!("{value:.0}"),
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_have_three_digits() {
+    fn the_decimal_places_depend_on_the_size_of_a_figure() {
         let shown = [0.12345, 9.994, 9.996, 12.34, 99.96, 1234.5].map(rounded);
         assert_eq!(shown, ["0.12", "9.99", "10.0", "12.3", "100", "1234"]);
         assert_eq!(Spread { median: 1.5, minimum: 1.25, maximum: 2.0 }.to_string(), "1.50 [1.25–2.00]");

@@ -20,7 +20,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::time::sleep;
 use url::Url;
 
-/// Number of products. It is large enough that the figures reveal a plan which reads all products.
+/// Number of products. The number is large enough that the figures reveal a plan which reads all products.
 pub const PRODUCTS: u64 = 1_000;
 
 /// Number of customers. Every customer has a session.
@@ -32,7 +32,8 @@ pub const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIG1lYXN1cmVtZW50cywgbmV2ZXIg
 const OWNER: &str = "bench_owner";
 const SERVICE: &str = "bench_service";
 
-/// Password of both roles. The server listens on this machine only, and ends with this process.
+/// Password of both roles. The password needs no secrecy, because the server listens on this machine only, and ends
+/// with this process.
 const PASSWORD: &str = "for-measurements-only";
 
 const TEMPLATE_DATABASE: &str = "bench_template";
@@ -61,10 +62,10 @@ pub struct TestBed {
 #[derive(Clone, Debug)]
 pub struct Database {
     pub name: String,
-    /// Connects as the service's restricted role.
+    /// The URL of the service's restricted role.
     pub url: Url,
     pub owner_url: Url,
-    /// Connects as the server's administrator.
+    /// The URL of the server's administrator.
     pub admin_url: Url,
 }
 
@@ -86,7 +87,13 @@ impl TestBed {
         let mut admin = PgConnection::connect(server.admin_url().as_str()).await?;
         let lock: String =
             sqlx::query_scalar("select pg_read_file('postmaster.pid')").fetch_one(&mut admin).await?;
-        let postmaster = lock.lines().next().unwrap_or_default().trim().parse().context("postmaster.pid")?;
+        let postmaster = lock
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .parse()
+            .context("failed to parse postmaster.pid")?;
         let programs: String = sqlx::query_scalar("select setting from pg_config where name = 'BINDIR'")
             .fetch_one(&mut admin)
             .await?;
@@ -180,9 +187,9 @@ impl Database {
         Ok(connection.close().await?)
     }
 
-    /// Adds orders up to a total number, distributed evenly among the customers. Order `n` has the id [`order`]
+    /// Adds orders up to a total number, distributed evenly among the customers. Order `n` has the id that [`order`]
     /// returns, belongs to customer `n % CUSTOMERS`, and has two lines. Triggers and foreign keys are disabled, because
-    /// with them millions of orders would take an hour. The inserted rows violate none of them.
+    /// with them millions of orders would take an hour. The inserted rows violate no foreign key.
     pub async fn add_orders(&self, from: u64, to: u64) -> anyhow::Result<()> {
         self.execute(
             &format!(
@@ -204,8 +211,8 @@ impl Database {
         .await
     }
 
-    /// Adds audit events up to a total number. The service seals them like any other events. Their ids ascend, like the
-    /// ids of the service.
+    /// Adds audit events up to a total number. The service seals these events like any others. The ids of the events
+    /// ascend, like the service's ids.
     pub async fn add_audit_events(&self, from: u64, to: u64) -> anyhow::Result<()> {
         self.execute(&format!(
             "insert into audit_events (

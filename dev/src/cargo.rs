@@ -66,7 +66,7 @@ pub(crate) fn program() -> OsString {
 }
 
 /// Returns the environment without the variables that `cargo run` has added for this program. Some build scripts, such
-/// as that of `ring`, depend on these variables. If this cargo inherited them, the next cargo of the user would
+/// as that of `ring`, depend on these variables. If a child inherited the variables, the user's next run of cargo would
 /// recompile many dependencies.
 pub(crate) fn user_environment() -> impl Iterator<Item = (OsString, OsString)> {
     std::env::vars_os().filter(|(name, _)| {

@@ -49,7 +49,8 @@ const TOOLS: [Tool; 9] = [
         packages: Packages { apt: "build-essential", dnf: "gcc", brew: "gcc" },
         needed_by: &[Use::Dev, Use::Test, Use::Ci],
     },
-    // Tests run the commands that `cargo dev` prints with curl, and list its remaining processes with ps.
+    // With curl, tests run the commands that `cargo dev` prints. With ps, tests list the processes that `cargo dev`
+    // leaves behind.
     Tool {
         name: "curl",
         check: Check::Program(&["curl"]),
@@ -108,7 +109,7 @@ const TOOLS: [Tool; 9] = [
     },
 ];
 
-/// Prints a line for each command. Returns whether `cargo dev` and `cargo test` can run.
+/// Prints a line for each command, and a line for PostgreSQL. Returns whether `cargo dev` and `cargo test` can run.
 pub async fn run(print: &dyn Fn(&str)) -> bool {
     let mut missing = Vec::new();
     for tool in TOOLS {

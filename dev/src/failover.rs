@@ -1,7 +1,8 @@
-//! The replicated database of `cargo dev --standby`: its state, and the changes of its primary that the console requests.
+//! The replicated database of `cargo dev --standby`: its state, and the changes of the primary that the console
+//! requests.
 //!
-//! [`Replication`] is the console's part: it stores a request, and reports the state. [`Operator`] owns the servers, and
-//! carries out one request at a time.
+//! [`Replication`] is the console's interface: the console requests changes and reads the state. [`Operator`] owns the
+//! servers, and carries out one request at a time.
 use std::{
     collections::VecDeque,
     convert::Infallible,
@@ -27,10 +28,11 @@ use crate::{
     process::{Launch, WaitError},
 };
 
-/// Distance of the moment to which [`Change::Restore`] restores.
+/// Time between the moment to which [`Change::Restore`] restores the database, and the request.
 const RESTORE_SPAN: Duration = Duration::from_secs(30);
 
-/// Interval of base backups. A restore reads the WAL since a base backup, and the primary keeps it until then.
+/// Interval of base backups. A restore reads the WAL since a base backup, so the primary keeps the WAL since the oldest
+/// one.
 const BACKUP_INTERVAL: Duration = Duration::from_mins(10);
 
 /// Deadline of `after-restore`, which reads the records of called services too.
@@ -46,9 +48,9 @@ const MAX_REPORTS: usize = 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
-    /// The primary is killed, and the standby promoted. The old primary's node gets a new standby.
+    /// The primary is killed, and the standby is promoted. The old primary's node gets a new standby.
     Failover,
-    /// The database is restored to the moment before [`RESTORE_SPAN`], and `after-restore` runs.
+    /// The database is restored to its state [`RESTORE_SPAN`] ago, and `after-restore` runs.
     Restore,
 }
 
@@ -85,17 +87,17 @@ pub enum Error {
     AfterRestore(String),
 }
 
-/// The console's part of a replicated database. Clones share the state.
+/// The console's interface to a replicated database. Clones share the state.
 #[derive(Clone, Debug)]
 pub struct Replication {
     /// The administrator's URL of each node.
     nodes: Arc<[Url]>,
-    /// Oldest first. Only the last one may be in progress.
+    /// The remembered changes, oldest first. Only the last change can be in progress.
     reports: watch::Sender<VecDeque<ChangeReport>>,
 }
 
 impl Replication {
-    /// Requests a change.
+    /// Requests a change. Fails while another change is in progress.
     pub fn request(&self, change: Change) -> Result<(), Error> {
         let accepted = self.reports.send_if_modified(|reports| {
             if reports.back().is_some_and(|report| report.ended.is_none()) {
@@ -159,7 +161,7 @@ impl Replication {
             {
                 return report.change;
             }
-            // The sender lives as long as `self`.
+            // The wait cannot fail, because `self` owns a sender.
             let _ = reports.changed().await;
         }
     }
@@ -173,7 +175,7 @@ impl Replication {
     }
 }
 
-/// Returns whether the node is a standby, and the state of the standby that follows it.
+/// Returns whether the node is a standby, and the state of the standby that follows the node.
 async fn read_node(url: &Url) -> Result<(bool, Option<Value>), sqlx::Error> {
     let mut connection = PgConnection::connect(url.as_str()).await?;
     let state = sqlx::query_as(
@@ -198,16 +200,16 @@ async fn read_node(url: &Url) -> Result<(bool, Option<Value>), sqlx::Error> {
 #[derive(Clone, Debug)]
 pub struct AfterRestore {
     pub executable: PathBuf,
-    /// Connects as the service's role.
+    /// The URL of the service's role.
     pub url: Url,
-    /// Connects as the owner of the schema.
+    /// The URL of the owner of the schema.
     pub owner_url: Url,
     /// The files with the service's log lines, which contain the heads of the audit chain.
     pub logs: Vec<PathBuf>,
 }
 
 impl AfterRestore {
-    /// Runs the command with these settings. Returns its output. A failed command can be repeated.
+    /// Runs the command with these settings. Returns the command's output. A failed command can be repeated.
     pub async fn run(
         &self,
         server: &ReplicatedServer,
@@ -234,7 +236,7 @@ impl AfterRestore {
     }
 }
 
-/// The owner of a primary and its standby.
+/// The owner of a primary and its standby, which carries out the console's requests.
 #[derive(Debug)]
 pub struct Operator {
     server: ReplicatedServer,
@@ -250,13 +252,13 @@ impl Operator {
         Self { server, after_restore, replication }
     }
 
-    /// Returns the console's part.
+    /// Returns the console's interface.
     pub fn replication(&self) -> Replication {
         self.replication.clone()
     }
 
-    /// Carries out requests and makes base backups, until the future is dropped. `settings` are those of the service. A
-    /// restore reaches no further back than to the start of this function.
+    /// Carries out requests and makes base backups, until the future is dropped. `settings` are the service's settings.
+    /// A restore reaches no further back than to the start of this function.
     pub async fn run(&mut self, settings: &[(String, String)], progress: &dyn Fn(&str)) -> Infallible {
         let mut clock = interval(BACKUP_INTERVAL);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -289,15 +291,15 @@ impl Operator {
     }
 
     async fn fail_over(&mut self, progress: &dyn Fn(&str)) -> Result<String, Error> {
-        // An earlier change may have failed before a standby followed.
+        // An earlier change may have failed before it started a new standby.
         self.server.rejoin(progress).await?;
         let began = Instant::now();
         self.step("killing the primary and promoting the standby");
         self.server.fail_over(Failover::ProcessKilled, progress).await?;
         let promoted = began.elapsed();
-        self.follow(progress).await?;
+        self.start_standby(progress).await?;
         Ok(format!(
-            "the standby was promoted after {:.1} s, and the old primary is its standby since {:.1} s",
+            "the standby was promoted after {:.1} s, and a new standby followed it after {:.1} s",
             promoted.as_secs_f32(),
             began.elapsed().as_secs_f32(),
         ))
@@ -315,7 +317,7 @@ impl Operator {
         let output = self.after_restore.run(&self.server, settings).await;
         self.server.admit()?;
         let admitted = began.elapsed();
-        self.follow(progress).await?;
+        self.start_standby(progress).await?;
         Ok(format!(
             "the database was restored to {} within {:.1} s\n{}",
             moment.to_rfc3339_opts(SecondsFormat::Millis, true),
@@ -325,7 +327,7 @@ impl Operator {
     }
 
     /// Starts a new standby, and makes the first base backup of the new primary.
-    async fn follow(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
+    async fn start_standby(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         self.step("starting a standby on the other node");
         self.server.rejoin(progress).await?;
         Ok(self.server.back_up().await?)

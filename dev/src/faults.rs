@@ -245,7 +245,7 @@ async fn lock_table(owner_url: &Url) -> Result<Infallible, sqlx::Error> {
 }
 
 /// Guesses passwords of nonexistent accounts, so that no real account is locked afterwards. The service counts these
-/// attempts like those for real accounts.
+/// attempts like attempts at real accounts.
 async fn guess_passwords(api: &Url) -> Option<Infallible> {
     let client = http::client(Duration::from_secs(10)).ok()?;
     let sessions = api.join("/v1/sessions").ok()?;

@@ -1,18 +1,18 @@
 //! The local environment of the service, and the test harness.
 //!
-//! This crate runs the service's executable and communicates with it over sockets, like a user. It never links the
-//! service.
+//! This crate runs the service's executable and communicates with it over sockets, like a user. The crate never links
+//! the service.
 //!
 //! - [`postgres`]: finds or starts a PostgreSQL server, and creates databases on it
-//! - [`process`]: child processes, and the watchdog that ends them even after `kill -9` of their parent
+//! - [`process`]: child processes, and the watchdog that ends child processes even after `kill -9` of their parent
 //! - [`project`]: the name and the path of the checkout that this crate is built in
 //! - [`environment`]: the whole service on one machine, as run by `cargo dev`
 //! - [`signals`]: signals that end a tool of this crate
-//! - [`cargo`]: nested runs of cargo
+//! - [`cargo`]: runs of cargo by this program
 //! - [`doctor`]: the programs that this machine lacks
 //! - [`console`]: the page with all telemetry
 //! - [`tcp_proxy`]: a TCP proxy that can cut, slow and stall connections
-//! - `ports`: ports that are still free after a restart
+//! - `ports`: ports that stay free while a server restarts
 //! - [`prepare`]: regenerates `.sqlx` against a migrated database
 //! - [`example`]: all domain code of this crate
 //! - [`failover`]: a primary and its standby, and the changes of the primary that the console requests

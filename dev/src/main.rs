@@ -42,7 +42,7 @@ enum Command {
     Doctor,
     /// Regenerate `.sqlx`, the query descriptions for compiling without a database
     Prepare(Prepare),
-    /// Merge a newer revision of the template into this generated project, on a branch of its own
+    /// Merge a newer revision of the template into this generated project, on a new branch
     Update(Update),
 }
 
@@ -53,7 +53,7 @@ struct Environment {
     #[arg(long)]
     fresh: bool,
     /// Give the database a synchronous standby, with buttons on the console's page Faults: fail over, and restore to 30
-    /// seconds ago. The data ends with the run
+    /// seconds ago. The data is deleted at the end of the run
     #[arg(long, conflicts_with = "fresh")]
     standby: bool,
     /// Send no traffic
@@ -257,7 +257,7 @@ fn update(arguments: &Update) -> Outcome {
             }
             print(&format!("{} conflicts on the branch {branch}", conflicts.len()));
             print(
-                "next: resolve them, git add, git cherry-pick --continue; or git cherry-pick --abort, git switch -",
+                "next: resolve the conflicts, git add, git cherry-pick --continue; or git cherry-pick --abort, git switch -",
             );
             return Ok(ExitCode::FAILURE);
         }

@@ -1,4 +1,4 @@
-//! A receiver of spans and log records over OTLP, in the protocols of all exporters.
+//! A receiver of spans and log records over OTLP.
 //!
 //! One router serves both protocols: gRPC over HTTP/2, and protobuf over HTTP on `/v1/traces` and `/v1/logs`. Both
 //! allow gzip compression. A [`Sink`] processes the received data.
@@ -34,7 +34,7 @@ use serde_json::{Value, json};
 use tonic::{Status, codec::CompressionEncoding, service::Routes};
 use tower_http::decompression::RequestDecompressionLayer;
 
-/// Maximum size of an uncompressed request in bytes. By default an exporter sends 512 spans at once.
+/// Maximum size of an uncompressed request in bytes. By default an exporter sends 512 spans in one request.
 const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 
 /// Attributes of a span, an event, a log record or a resource. Texts and numbers stay distinct, as in the protocol.
@@ -99,10 +99,10 @@ pub struct Record {
 
 /// A consumer of received spans and log records.
 pub trait Sink: Clone + Send + Sync + 'static {
-    /// Takes the spans of one request. Returns false to reject them, so that the sender retries.
+    /// Takes the spans of one request. Returns false to reject the spans, so that the sender retries.
     fn take(&self, spans: Vec<Span>) -> impl Future<Output = bool> + Send;
 
-    /// Takes the log records of one request, like [`take`](Self::take). By default they are discarded.
+    /// Takes the log records of one request, like [`take`](Self::take). By default the records are discarded.
     fn take_records(&self, _records: Vec<Record>) -> impl Future<Output = bool> + Send {
         std::future::ready(true)
     }

@@ -1,4 +1,4 @@
-//! Ports that are still free after a restart.
+//! Ports that stay free while a server restarts.
 use std::{
     io,
     net::{Ipv4Addr, TcpListener},

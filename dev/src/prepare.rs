@@ -1,9 +1,9 @@
 //! Regenerates `.sqlx`, the descriptions of the queries that the service is compiled against.
 //!
-//! This replaces `cargo sqlx prepare`, and needs neither that tool nor an existing database. The migrations of this
-//! checkout run on a temporary database, and the query macros write their descriptions from it.
+//! This module replaces `cargo sqlx prepare`, and needs neither that tool nor an existing database. The migrations of
+//! this checkout run on a temporary database, and the query macros describe their queries with this database.
 //!
-//! Each replaceable source directory contains the descriptions of its own queries. sqlx finds them through
+//! Each replaceable source directory contains the descriptions of its own queries. sqlx finds the descriptions through
 //! `SQLX_OFFLINE_DIR` in `.cargo/config.toml`, and because sqlx also searches the directory of the package.
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -74,7 +74,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Regenerates the description of every query, and returns the differences from the committed ones. Updates the
+/// Regenerates the description of every query, and returns the differences from the committed descriptions. Updates the
 /// committed descriptions unless `check` is set.
 pub async fn run(check: bool, progress: &dyn Fn(&str)) -> Result<Difference, Error> {
     let server = Server::find_or_start(Purpose::Tests, progress).await?;
@@ -128,7 +128,7 @@ struct Description {
     query: String,
 }
 
-/// Appends the Rust sources below `directory`, without the directories of `others`.
+/// Appends the Rust sources below `directory` to `sources`, except the directories in `others`.
 fn read_sources(directory: &Path, others: &[&str], sources: &mut String) -> Result<(), Error> {
     let failed = |source| Error::File { path: directory.to_owned(), source };
     for entry in std::fs::read_dir(directory).map_err(failed)? {

@@ -29,7 +29,7 @@ pub fn root() -> PathBuf {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_name_is_the_one_in_the_manifest() {
+    fn the_name_is_the_package_name_in_the_manifest() {
         let manifest = std::fs::read_to_string(super::root().join("Cargo.toml")).unwrap();
         assert!(manifest.contains(&format!("\nname = \"{}\"\n", super::name())));
         assert_ne!(super::name(), "service");

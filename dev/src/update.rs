@@ -57,7 +57,8 @@ pub enum Merge {
 }
 
 /// Merges the revision `to` of the template `from` (a URL or a path) into the project of the current directory, on a
-/// new branch. `since` is the template's revision that the project has, if it cannot be found otherwise.
+/// new branch. `since` is the template's revision that the project has. Without `since`, the record or the template's
+/// history determines this revision.
 pub fn run(from: &str, to: &str, since: Option<&str>, progress: &dyn Fn(&str)) -> Result<Merge, Error> {
     let current = Git { directory: PathBuf::from(".") };
     let root = PathBuf::from(current.run(["rev-parse", "--show-toplevel"])?);
@@ -218,8 +219,8 @@ impl Update {
         Ok(rendered)
     }
 
-    /// Numbers the added migrations after those of the project. Otherwise two migrations could have the same number,
-    /// and a database with the project's migration would skip the added one.
+    /// Numbers the added migrations after the project's migrations. Otherwise two migrations could have the same
+    /// number, and a database with the project's migration would skip the added one.
     fn renumber(&self, old: &Path, new: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
         let directory = Path::new("migrations");
         let mut next = names(&self.project.directory.join(directory))?
@@ -286,7 +287,7 @@ impl Git {
     }
 }
 
-/// Runs `cargo generate`. It requires the name of an author in the environment, even if the answers have one.
+/// Runs `cargo generate`, which requires an author's name in the environment even if the answers contain one.
 fn cargo_generate<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<String, Error> {
     let mut command = Command::new(cargo::program());
     command

@@ -116,7 +116,7 @@ async fn after_kill_9_no_process_is_left() {
     let environment = data.cargo_dev(&["--no-traffic"]);
     wait_until_up(&environment).await;
     let children = children_of(environment.pid()).await;
-    assert!(children.len() >= 2, "the service and the watchdog at least: {children:?}");
+    assert!(children.len() >= 2, "the service or the watchdog is missing: {children:?}");
 
     environment.signal(Signal::SIGKILL).unwrap();
 
@@ -149,7 +149,7 @@ async fn a_database_of_other_migrations_is_reported() {
     assert_eq!(rejected.wait(BUILD_DEADLINE).await.unwrap().code(), Some(1));
     let output = text(&rejected);
     assert!(output.contains("migration 1 was previously applied but has been modified"), "{output}");
-    assert!(output.contains("--fresh deletes it and creates a new one"), "{output}");
+    assert!(output.contains("--fresh deletes the database and creates a new one"), "{output}");
 
     let environment = data.cargo_dev(&["--no-traffic", "--fresh"]);
     wait_until_up(&environment).await;

@@ -132,7 +132,7 @@ async fn a_development_server_keeps_its_data_and_its_port() {
     let server = start().await.unwrap();
     assert_eq!(server.find_database("kept").await.unwrap(), Presence::Ours);
     assert_eq!(server.admin_url().port(), port);
-    // The port is in use after an unclean stop.
+    // Another program uses the port when the server starts again.
     drop(server);
     let listener = std::net::TcpListener::bind(("127.0.0.1", port.unwrap())).unwrap();
     let server = start().await.unwrap();
@@ -165,7 +165,7 @@ async fn an_unprivileged_user_starts_a_server() {
         println!("skipped: only root can switch to another user");
         return;
     }
-    let unprivileged = User::from_name("nobody").unwrap().expect("the user exists");
+    let unprivileged = User::from_name("nobody").unwrap().expect("the user `nobody` does not exist");
     // The test's own executable may be in a directory that only root can enter.
     let directory = std::env::temp_dir().join(unique("dev-nobody"));
     std::fs::create_dir(&directory).unwrap();
@@ -272,7 +272,7 @@ async fn a_replicated_server_recovers_to_a_moment_repeatedly() {
     }
     // Without an older backup, the end of the oldest one is the earliest moment.
     let reached = server.recover(long_ago, &|_| ()).await.unwrap();
-    assert!(reached > earliest, "{reached} is after the failovers");
+    assert!(reached > earliest, "{reached} is not after {earliest}");
     server.admit().unwrap();
     assert_eq!(query::<i64>(&url, "select count(*) from things").await, 2);
     server.stop().await.unwrap();

@@ -30,7 +30,7 @@ async fn is_running(pid: &str) -> bool {
 async fn wait_until(what: &str, condition: impl AsyncFn() -> bool) {
     let deadline = Instant::now() + WAIT_TIMEOUT;
     while !condition().await {
-        assert!(Instant::now() < deadline, "not within {WAIT_TIMEOUT:?}: {what}");
+        assert!(Instant::now() < deadline, "timed out after {WAIT_TIMEOUT:?}, waiting for: {what}");
         sleep(Duration::from_millis(50)).await;
     }
 }
@@ -56,7 +56,7 @@ async fn a_full_log_drops_its_oldest_lines_first() {
     let child = Launch::new("sh").args(["-c", lines]).log_to(&log).start().unwrap();
     assert!(child.wait(WAIT_TIMEOUT).await.unwrap().success());
     let size = |file: &Path| std::fs::metadata(file).map_or(0, |metadata| metadata.len());
-    wait_until("all of it is written", async || size(&log) + size(&older) == 70_000_000).await;
+    wait_until("all output is written", async || size(&log) + size(&older) == 70_000_000).await;
     assert!((MAX_OUTPUT_BYTES..MAX_OUTPUT_BYTES + 10_000).contains(&size(&older)), "{} bytes", size(&older));
     std::fs::remove_dir_all(directory).unwrap();
 }
@@ -136,7 +136,7 @@ async fn after_kill_9_of_the_parent_no_process_is_left() {
     let found = lines
         .find(WAIT_TIMEOUT * 2, |line| line.contains("left behind: "))
         .await
-        .expect("the helper is ready");
+        .expect("the helper did not become ready");
     let names: Vec<&str> = found.text.split("left behind: ").last().unwrap().split(' ').collect();
     let [child, stopped, postgres, directory] = names.as_slice() else { panic!("{names:?}") };
     for pid in [child, stopped, postgres] {
@@ -171,11 +171,11 @@ async fn the_exit_of_a_parent_ends_its_children() {
     let parent = helper("a_parent_that_exits");
     let line = parent.follow().find(WAIT_TIMEOUT, |line| line.contains("left behind: ")).await.unwrap();
     let child = line.text.split("left behind: ").last().unwrap().to_owned();
-    // The output ends once no process holds the pipe. The watchdog must not hold it.
+    // The output ends once no process holds the pipe. So the watchdog must not hold the pipe.
     let mut rest = parent.follow();
     tokio::time::timeout(WAIT_TIMEOUT, async { while rest.next().await.is_some() {} })
         .await
-        .expect("the output ends");
+        .expect("the output did not end");
     wait_until("the child ends", async || !is_running(&child).await).await;
 }
 

@@ -100,7 +100,7 @@ impl Environment {
         }
     }
 
-    /// Registers a user. Returns the user's address.
+    /// Registers a user. Returns the user's email address.
     async fn register(&self, name: &str) -> String {
         let email = format!("{name}@example.com");
         let user = json!({ "email": email, "password": PASSWORD, "name": name });
@@ -179,7 +179,11 @@ async fn a_failover_loses_no_confirmed_change() {
         let email = environment.register(&format!("before-{round}")).await;
         let token = environment.log_in(&email).await.unwrap();
         assert_eq!(environment.request("failover").await, StatusCode::ACCEPTED);
-        assert_eq!(environment.request("restore").await, StatusCode::CONFLICT, "one change at a time");
+        assert_eq!(
+            environment.request("restore").await,
+            StatusCode::CONFLICT,
+            "a second change was accepted"
+        );
         let meanwhile = environment.register(&format!("during-{round}")).await;
         let result = environment.wait_for_changes(round).await;
         assert!(result.contains("the standby was promoted"), "{result}");

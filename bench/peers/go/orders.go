@@ -177,7 +177,7 @@ func claim(ctx context.Context, tx pgx.Tx, caller *caller, key string, fingerpri
 	return err
 }
 
-// replay returns the stored response of the key.
+// replay returns the stored response of the idempotency key.
 func (app *app) replay(ctx context.Context, caller *caller, key string, fingerprint []byte) (*orderResponse, error) {
 	var first []byte
 	var orderID *uuid.UUID
@@ -325,7 +325,7 @@ func (app *app) show(r *http.Request) (*order, error) {
 	return order, err
 }
 
-// find returns an order; with a customer, only if the order belongs to that customer.
+// find returns an order. With ownerID, the order must belong to this customer.
 func (app *app) find(ctx context.Context, id uuid.UUID, ownerID *uuid.UUID) (*order, error) {
 	ctx, span := tracer.Start(ctx, "SELECT orders")
 	defer span.End()

@@ -1,4 +1,4 @@
-//! The benchmark cases. Each case describes its comparison, runs the comparison, and states the goal.
+//! The benchmark cases. Each case describes its comparison, runs the comparison, and states its goals.
 mod concurrency;
 mod latency;
 mod payments;
@@ -137,7 +137,7 @@ fn cpu_of_request(sample: &Sample) -> f64 {
     sample.cpu_of(&[MeasuredProcess::Service, MeasuredProcess::Database])
 }
 
-/// Lists the failed requests. The expected number is zero.
+/// Returns a sentence for each contender with failed requests. A valid run has none.
 fn failures(contenders: &[(String, &Rounds)]) -> String {
     let mut text = String::new();
     for (name, rounds) in contenders.iter().filter(|(_, rounds)| rounds.failures() > 0) {

@@ -97,7 +97,8 @@ fn requests(
     orders.map(|number| pay(&order(number), number % CUSTOMERS)).collect()
 }
 
-/// Returns the connections in use and the sessions with an open transaction, while every payment waits for the gateway.
+/// Waits until every payment waits for the gateway. Returns the number of pool connections in use, and the number of
+/// sessions with an open transaction.
 async fn measure_while_all_wait(
     run: &Run<'_>,
     server: &Server,

@@ -68,7 +68,7 @@ fn series(scrape: &str) -> f64 {
     count(scrape.lines().filter(|line| !line.starts_with('#')).map(|_series| 1).sum())
 }
 
-/// Times a build from scratch in a separate directory, and a rebuild after a change.
+/// Returns the seconds of a build from scratch in a separate directory, and of a rebuild after a change.
 async fn builds(run: &Run<'_>) -> anyhow::Result<(f64, f64)> {
     let target = run.test_bed.directory.join("target");
     let directory = target.display().to_string();

@@ -1,4 +1,5 @@
-//! `GET /v1/orders/{id}` and the list, compared with pgbench (running our own statements) and with the peers.
+//! `GET /v1/orders/{id}` and the list, compared with pgbench (running the service's statements), the floor and the
+//! peers.
 use std::collections::BTreeMap;
 
 use super::{Run, cpu_of_request, failures, figures, next_run};
@@ -73,18 +74,19 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     run.test_bed.drop(&database).await?;
 
     let none = Rounds::default();
-    let of = |name: &str| rounds.get(name).unwrap_or(&none);
-    let all: Vec<_> = contenders.iter().map(|(name, _)| (name.clone(), of(name))).collect();
+    let rounds_of = |name: &str| rounds.get(name).unwrap_or(&none);
+    let all: Vec<_> = contenders.iter().map(|(name, _)| (name.clone(), rounds_of(name))).collect();
     let goal = |what: &str| Goal {
         what: format!("{what} per second, to pgbench"),
         bound: Bound::AtLeast(0.6),
-        measured: of(&format!("the service, {what}"))
-            .ratio(of(&format!("pgbench, the service's statements, {what}")), |sample| sample.rate),
+        measured: rounds_of(&format!("the service, {what}"))
+            .ratio(rounds_of(&format!("pgbench, the service's statements, {what}")), |sample| sample.rate),
     };
     let to_floor = Goal {
         what: "CPU of one order, service and database, to the floor".to_owned(),
         bound: Bound::AtMost(1.35),
-        measured: of("the service, one order").ratio(of("the floor, one order"), cpu_of_request),
+        measured: rounds_of("the service, one order")
+            .ratio(rounds_of("the floor, one order"), cpu_of_request),
     };
     Ok(Section {
         title: "The read path".to_owned(),

@@ -1,4 +1,4 @@
-//! The complete `POST /v1/orders`, compared with the database alone and with the peers.
+//! The complete `POST /v1/orders`, compared with the database alone, the floor and the peers.
 use std::collections::BTreeMap;
 
 use super::{Run, cpu_of_request, failures, figures, next_run};
@@ -108,7 +108,7 @@ async fn contenders<'a>(run: &Run<'a>) -> anyhow::Result<Vec<Contender<'a>>> {
 
 fn section<'a>(contenders: &'a [Contender<'_>], rounds: &BTreeMap<(usize, &'a str), Rounds>) -> Section {
     let none = Rounds::default();
-    let of = |clients: usize, name: &'a str| rounds.get(&(clients, name)).unwrap_or(&none);
+    let rounds_of = |clients: usize, name: &'a str| rounds.get(&(clients, name)).unwrap_or(&none);
     let mut section = Section {
         title: "The write path".to_owned(),
         about: "The complete `POST /v1/orders` (authentication, idempotency, prices, two lines, audit, commit; JSON logs, metrics, traces at 10 %), in a closed loop, compared with pgbench with prepared statements on the same schema and server: (a) ten round trips, (b) the service's own two statements with array parameters. The floor has the service's statements and pool, and nothing around them: no layers, validation, telemetry and audit events."
@@ -117,14 +117,17 @@ fn section<'a>(contenders: &'a [Contender<'_>], rounds: &BTreeMap<(usize, &'a st
     };
     let mut ratios = Table::new(&["the service's orders per second, to", "8 clients", "32 clients"]);
     for Contender { name, .. } in contenders.iter().filter(|contender| contender.name != SERVICE) {
-        let ratio = |clients| of(clients, SERVICE).ratio(of(clients, name), |sample| sample.rate);
+        let ratio =
+            |clients| rounds_of(clients, SERVICE).ratio(rounds_of(clients, name), |sample| sample.rate);
         ratios.row([name.clone(), cell(ratio(8)), cell(ratio(32))]);
     }
     section.tables.push(ratios);
     for clients in CLIENTS {
         let all: Vec<(String, &Rounds)> = contenders
             .iter()
-            .map(|contender| (format!("{}, {clients} clients", contender.name), of(clients, &contender.name)))
+            .map(|contender| {
+                (format!("{}, {clients} clients", contender.name), rounds_of(clients, &contender.name))
+            })
             .collect();
         section.tables.push(figures(&all));
         section.about.push_str(&failures(&all));
@@ -134,14 +137,14 @@ fn section<'a>(contenders: &'a [Contender<'_>], rounds: &BTreeMap<(usize, &'a st
         section.goals.push(Goal {
             what: format!("orders per second, to {name}, {clients} clients"),
             bound: Bound::AtLeast(minimum),
-            measured: of(clients, SERVICE).ratio(of(clients, name), |sample| sample.rate),
+            measured: rounds_of(clients, SERVICE).ratio(rounds_of(clients, name), |sample| sample.rate),
         });
     }
     for clients in CLIENTS {
         section.goals.push(Goal {
             what: format!("CPU of an order, service and database, to the floor, {clients} clients"),
             bound: Bound::AtMost(1.5),
-            measured: of(clients, SERVICE).ratio(of(clients, FLOOR), cpu_of_request),
+            measured: rounds_of(clients, SERVICE).ratio(rounds_of(clients, FLOOR), cpu_of_request),
         });
     }
     section

@@ -72,7 +72,7 @@ impl InboxState {
     }
 }
 
-/// A running inbox. Dropping the value stops it.
+/// A running inbox. Dropping the value stops the inbox.
 pub struct Inbox {
     address: SocketAddr,
     shared: Arc<InboxState>,
@@ -93,7 +93,7 @@ impl Inbox {
             let until = async move {
                 let _ = stopped.wait_for(|stop| *stop).await;
             };
-            // Aborted requests lose nothing, because senders retry.
+            // No alert is lost with an aborted request, because its sender retries.
             let _ = axum::serve(listener, router).with_graceful_shutdown(until).await;
         });
         Ok(Self { address, shared, stop, task })

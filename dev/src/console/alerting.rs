@@ -1,6 +1,6 @@
 //! A real Prometheus and a real Alertmanager, if both programs are installed on this machine.
 //!
-//! They use the project's own rules and routes. Alertmanager sends its notifications to the inbox.
+//! Both use the project's own rules and routes. Alertmanager sends its notifications to the inbox.
 use std::{
     env, fs, io,
     net::{Ipv4Addr, TcpListener},
@@ -81,7 +81,7 @@ struct ActiveAlert {
 }
 
 impl AlertingStack {
-    /// Starts both programs, which monitor this target. Returns `None` if they are not installed.
+    /// Starts both programs, which monitor this target. Returns `None` unless both are installed.
     pub(super) fn start(directory: &Path, target: &Url, inbox: &str) -> Result<Option<Self>, Error> {
         let (Some(prometheus), Some(alertmanager)) = (program("prometheus"), program("alertmanager")) else {
             return Ok(None);
@@ -135,7 +135,7 @@ impl AlertingStack {
         }))
     }
 
-    /// Replaces the states of rules with those of Prometheus.
+    /// Replaces the states of the rules with the states that Prometheus reports.
     pub(super) async fn apply_to(&self, rules: &mut [Rule]) -> Result<(), Error> {
         let url = self.prometheus.join("api/v1/rules?type=alert")?;
         let response: RulesResponse = self.client.get(url).send().await?.error_for_status()?.json().await?;
@@ -169,7 +169,8 @@ fn program(name: &str) -> Option<PathBuf> {
     env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
-/// Returns a free address. These programs do not report a port that the system selects, so the console selects it.
+/// Returns a free address. These programs do not report a port that the system selects, so the console selects the
+/// port.
 fn free_address() -> io::Result<String> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.to_string())
 }

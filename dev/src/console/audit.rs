@@ -20,7 +20,7 @@ use crate::{
     project,
 };
 
-/// Maximum number of displayed events and seals.
+/// Maximum number of displayed events, and of displayed seals.
 const MAX_SHOWN: i64 = 60;
 
 /// Deadline of a verification, which reads the whole audit log.
@@ -99,7 +99,8 @@ fn contains_heads(log: &Path) -> bool {
     lines.is_ok_and(|lines| lines.map_while(Result::ok).any(|line| line.contains("\"seal_hash\"")))
 }
 
-/// Runs the service's `audit verify` as its restricted role, against the heads in the log if there is a log.
+/// Runs the service's `audit verify` as the service's restricted role. The command also checks the heads in the log, if
+/// the log has heads.
 pub(super) async fn verify(
     executable: &Path,
     database_url: &Url,
@@ -118,7 +119,7 @@ pub(super) async fn verify(
         .start()?;
     let status = process.wait(VERIFICATION_DEADLINE).await?;
     let mut lines = process.lines();
-    // Standard output comes first. It has the results, and standard error has the errors.
+    // Standard output, which has the results, comes before standard error.
     lines.sort_by_key(|line| line.stream == Stream::Stderr);
     let output: Vec<String> = lines.into_iter().map(|line| line.text).collect();
     let seconds = began.elapsed().as_secs_f64();

@@ -23,7 +23,7 @@ pub(super) struct Logs {
     next: u64,
 }
 
-/// A stored line. It is parsed each time it is displayed, because the parsed form takes more memory.
+/// A stored line. The text is parsed whenever the line is displayed, because the parsed form takes more memory.
 #[derive(Debug)]
 struct StoredLine {
     replica: u16,
@@ -47,7 +47,7 @@ pub(super) struct Line {
     fields: Map<String, Value>,
 }
 
-/// Selects log lines.
+/// A selection of log lines.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Filter {
@@ -59,7 +59,7 @@ pub(super) struct Filter {
     text: String,
     correlation_id: String,
     trace_id: String,
-    /// Only lines after this number.
+    /// Sequence number after which the lines begin.
     after: Option<u64>,
 }
 
@@ -127,7 +127,7 @@ impl Filter {
         Self { trace_id: trace_id.to_owned(), ..Self::default() }
     }
 
-    /// Compares the unparsed text, which avoids parsing most lines that do not match.
+    /// Returns whether the unparsed line can match. This avoids parsing most of the lines that do not match.
     fn may_match(&self, line: &StoredLine, needle: &str) -> bool {
         (self.trace_id.is_empty() || line.text.contains(&self.trace_id))
             && (self.correlation_id.is_empty() || line.text.contains(&self.correlation_id))

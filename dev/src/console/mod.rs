@@ -80,9 +80,9 @@ pub enum Error {
 #[derive(Clone)]
 pub struct ObservedSystem {
     pub executable: PathBuf,
-    /// Connects as the service's role.
+    /// The URL of the service's role.
     pub database_url: Url,
-    /// Connects as the owner of the schema.
+    /// The URL of the owner of the schema.
     pub owner_url: Url,
     /// The file with the service's log lines, which contain the heads of the audit chain.
     pub log: Option<PathBuf>,
@@ -117,7 +117,7 @@ struct ReplicaHealth {
     health: Value,
 }
 
-/// The result of comparing the service's tables with those of an external system.
+/// The result of comparing the service's tables with the records of an external system.
 #[derive(Debug, Clone, Serialize)]
 pub struct ReconciliationResult {
     pub at: DateTime<Utc>,
@@ -127,7 +127,7 @@ pub struct ReconciliationResult {
     pub report: Option<Value>,
 }
 
-/// Runs one reconciliation.
+/// A function that runs one reconciliation.
 pub type Comparison =
     Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ReconciliationResult> + Send>> + Send + Sync>;
 
@@ -219,7 +219,7 @@ impl Console {
         });
         let router = routes::router(Arc::clone(&state));
         let server = tokio::spawn(async move {
-            // Aborted requests lose nothing, because the page repeats them.
+            // No data is lost with an aborted request, because the page repeats the request.
             let _ = axum::serve(listener, router).await;
         });
         Ok(Self { state, tasks: Mutex::default(), server })
@@ -260,14 +260,14 @@ impl Console {
         self.spawn(watcher::read_log(Arc::clone(&self.state), number, log));
     }
 
-    /// Stops the console and everything it has started.
+    /// Stops the server of the page and the background tasks.
     pub async fn stop(self) {
         self.server.abort();
         let mut tasks = std::mem::take(&mut *lock(&self.tasks));
         tasks.shutdown().await;
     }
 
-    /// Returns the future status lines.
+    /// Returns a stream of the status lines from now on.
     pub fn status_lines(&self) -> StatusLines {
         StatusLines(self.state.latest.subscribe())
     }
@@ -287,7 +287,7 @@ impl Drop for Console {
 pub struct StatusLines(watch::Receiver<Option<Snapshot>>);
 
 impl StatusLines {
-    /// Returns the next line. Never resolves after the console has ended.
+    /// Waits for the next status line. Never resolves after the console has ended.
     pub async fn next(&mut self) -> String {
         while self.0.changed().await.is_ok() {
             if let Some(point) = self.0.borrow_and_update().as_ref() {

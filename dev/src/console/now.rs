@@ -9,7 +9,7 @@ use super::{
 };
 use crate::example;
 
-/// Window of rates. It contains several scrapes, and is short enough to show a fault within seconds.
+/// Window of rates. The window contains several scrapes, and is short enough to show a fault within seconds.
 const WINDOW: &str = "30s";
 
 /// Columns of the table of routes. Each expression is grouped by method and path.
@@ -43,7 +43,7 @@ pub(super) struct Chart {
 pub(super) struct Snapshot {
     /// Milliseconds since 1970.
     pub(super) at: i64,
-    /// The lines of each chart.
+    /// The value of each line of each chart.
     charts: BTreeMap<&'static str, BTreeMap<String, f64>>,
     pub(super) figures: BTreeMap<&'static str, f64>,
 }
@@ -108,7 +108,7 @@ impl Overview {
         })
     }
 
-    /// Recomputes all figures.
+    /// Evaluates all expressions at this time, and stores the results.
     pub(super) fn compute(&mut self, store: &Store, at: i64) -> Snapshot {
         let value = |expression: &Expression| {
             let elements = expression.value(store, at).map(super::metrics::Value::into_elements);

@@ -1,6 +1,6 @@
 //! The charts and figures of the view *Now* that apply to every service.
 
-/// A chart. The elements of its expressions are its lines.
+/// A chart. Each element in the value of an expression is one line.
 pub(crate) struct Panel {
     pub(crate) id: &'static str,
     pub(crate) title: &'static str,
@@ -10,7 +10,7 @@ pub(crate) struct Panel {
     pub(crate) lines: &'static [(&'static str, &'static str)],
 }
 
-/// The charts of requests, displayed before those of the example.
+/// The charts of requests, displayed before the charts of the example.
 pub(super) const REQUEST_PANELS: &[Panel] = &[
     Panel {
         id: "requests",
@@ -43,7 +43,7 @@ pub(super) const REQUEST_PANELS: &[Panel] = &[
     },
 ];
 
-/// The charts of the database, displayed after those of the example.
+/// The charts of the database, displayed after the charts of the example.
 pub(super) const DATABASE_PANELS: &[Panel] = &[
     Panel {
         id: "database",
@@ -72,7 +72,7 @@ pub(super) const DATABASE_PANELS: &[Panel] = &[
     },
 ];
 
-/// Single numbers.
+/// The figures: a name and a PromQL query each.
 pub(super) const FIGURES: &[(&str, &str)] = &[
     ("requests", "sum(rate(http_requests_total[WINDOW]))"),
     ("errors", r#"sum(rate(http_requests_total{status=~"5.."}[WINDOW]))"#),
@@ -80,7 +80,7 @@ pub(super) const FIGURES: &[(&str, &str)] = &[
     ("in_flight", "sum(http_requests_in_flight)"),
 ];
 
-/// Formats a figure with the given number of digits, or a dash without a figure.
+/// Formats a figure with this number of decimal places. Returns a dash if the figure is missing.
 pub(crate) fn or_dash(figure: Option<f64>, digits: usize) -> String {
     figure.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
 }

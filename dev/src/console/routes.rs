@@ -74,7 +74,7 @@ pub(super) fn router(state: Arc<Shared>) -> Router {
         .layer(from_fn_with_state(address, guard::guard))
 }
 
-/// An error with a one-sentence explanation.
+/// An error response with a one-sentence explanation.
 struct ErrorResponse(StatusCode, String);
 
 impl IntoResponse for ErrorResponse {
@@ -116,7 +116,7 @@ struct EventStream {
 
 impl EventStream {
     async fn next(&mut self) -> Option<Event> {
-        // The first event is sent at once, so that the page can show that it is connected.
+        // The first event is sent immediately, so that the page can show the connection.
         if !std::mem::take(&mut self.is_first) {
             self.counters.changed().await.ok()?;
             sleep(MIN_PUSH_INTERVAL).await;
@@ -158,7 +158,7 @@ struct StorageUse {
     samples: usize,
 }
 
-/// `?points=false` omits the history, for a page that already has it.
+/// The query of `/api/now`. `points=false` omits the history, for a page that already has the history.
 #[derive(Deserialize)]
 struct NowQuery {
     points: Option<bool>,

@@ -96,7 +96,7 @@ impl Rules {
         Ok(Self { rules })
     }
 
-    /// Evaluates every rule and returns its state as computed by the console.
+    /// Evaluates every rule. Returns the rules with their states as computed by the console.
     pub(super) fn evaluate(&mut self, store: &Store, at: i64) -> Vec<Rule> {
         for (rule, expression, comparison) in &mut self.rules {
             let since = rule.evaluation.since;
@@ -141,8 +141,8 @@ fn rule(source: RuleSource) -> Option<(Rule, Result<Expression, String>, Option<
     Some((rule, parsed, comparison))
 }
 
-/// Rejects expressions that the console cannot evaluate, because it evaluates no recording rules and has a short
-/// retention.
+/// Rejects expressions that the console cannot evaluate, because the console evaluates no recording rules and has a
+/// short retention.
 fn check_supported(expression: &Expression) -> Result<(), String> {
     if let Some(recorded) = expression.metrics().into_iter().find(|name| name.contains(':')) {
         return Err(format!("needs the recorded series {recorded}, which only Prometheus stores"));
@@ -161,7 +161,7 @@ fn comparison_of(expression: &parser::Expr) -> Option<Comparison> {
     match expression {
         parser::Expr::Paren(inner) => comparison_of(&inner.expr),
         parser::Expr::Binary(binary) => match binary.op.id() {
-            // The page shows the whole expression when a rule is opened.
+            // The limit abbreviates further conditions, because the page shows the whole expression of an opened rule.
             joint @ (T_LAND | T_LUNLESS) => comparison_of(&binary.lhs).map(|part| Comparison {
                 limit: format!("{} {}", part.limit, if joint == T_LAND { "and …" } else { "unless …" }),
                 ..part
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_with_an_exception_is_shown_as_such() {
+    fn a_limit_abbreviates_further_conditions() {
         let limit = |text: &str| comparison_of(&parser::parse(text).unwrap()).map(|part| part.limit);
         assert_eq!(limit("a >= 5 unless b > 0").as_deref(), Some(">= 5 unless …"));
         assert_eq!(limit("(a > 5) and b > 0").as_deref(), Some("> 5 and …"));

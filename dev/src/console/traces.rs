@@ -31,7 +31,7 @@ struct Trace {
     dropped_spans: usize,
 }
 
-/// Selects traces.
+/// A selection of traces.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
 pub(super) struct Filter {
@@ -44,7 +44,7 @@ pub(super) struct Filter {
     instance: String,
 }
 
-/// One line of the list.
+/// One row of the list of traces.
 #[derive(Debug, Serialize)]
 pub(super) struct Summary {
     trace_id: String,
@@ -58,7 +58,7 @@ pub(super) struct Summary {
     errors: usize,
     correlation_id: Option<String>,
     instance: String,
-    /// True while the root span has not been received. The name is then that of another span.
+    /// True while the root span has not been received. `name` is then the name of another span.
     in_progress: bool,
 }
 
@@ -168,7 +168,7 @@ impl Traces {
 }
 
 impl Trace {
-    /// Returns the root span, or the first received span without a received parent.
+    /// Returns the root span, or the earliest span without a received parent.
     fn root(&self) -> Option<&Span> {
         let without_parent =
             self.spans.iter().filter(|span| !self.spans.iter().any(|other| other.span_id == span.parent_id));
@@ -190,7 +190,8 @@ impl Trace {
             errors: self.spans.iter().filter(|span| span.status == SpanStatus::Error).count(),
             correlation_id: text("correlation_id"),
             instance: instance(root),
-            // The parent of a request may be a caller's span that the console never receives.
+            // The parent of a request can be a caller's span that the console never receives, so a request is not in
+            // progress.
             in_progress: !root.parent_id.is_empty()
                 && !matches!(root.kind, SpanKind::Server | SpanKind::Consumer),
         })
@@ -321,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_is_in_progress_until_its_first_span_ends() {
+    fn a_trace_is_in_progress_until_its_root_span_is_received() {
         let mut traces = Traces::default();
         let in_progress = |traces: &Traces| traces.list(&Filter::default(), 1)[0].in_progress;
         traces.take(vec![span(1, "b", "a", 20)]);
@@ -341,7 +342,7 @@ mod tests {
             traces.take(vec![span(trace, "a", "", 1)]);
         }
         assert_eq!(traces.size().0, MAX_TRACES);
-        assert!(traces.has(&format!("{:032x}", 0)), "the pinned trace is stored");
+        assert!(traces.has(&format!("{:032x}", 0)), "the pinned trace was dropped");
 
         let mut large = span(1, "a", "", 1);
         large.attributes.insert("text".to_owned(), Value::from("x".repeat(1024 * 1024)));

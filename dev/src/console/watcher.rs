@@ -15,11 +15,11 @@ use crate::{example, process::Follower, project};
 /// Interval of rule evaluations.
 const ALERTS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Minimum pause between reconciliations, because a reconciliation reads both sides completely.
+/// Minimum pause between reconciliations, because a reconciliation reads the tables and the external ledger completely.
 const MIN_RECONCILIATION_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Minimum pause between reconciliations, as a multiple of the duration of the last one. It limits the load of large
-/// tables.
+/// Minimum pause between reconciliations, as a multiple of the duration of the last reconciliation. The multiple limits
+/// the load of large tables.
 const RECONCILIATION_PAUSE_FACTOR: u32 = 20;
 
 /// Scrapes every replica, requests its health, and computes the figures.
@@ -41,7 +41,7 @@ pub(super) async fn scrape(state: Arc<State>, every: Duration) {
     }
 }
 
-/// The response of one replica: its address and its metrics.
+/// The address of a replica, and its metrics. `None` without a valid response.
 type ScrapeResult = (String, Option<String>);
 
 async fn request_status(client: reqwest::Client, replica: Replica) -> ScrapeResult {
@@ -116,7 +116,7 @@ async fn first_trace(state: &State, system: &ObservedSystem) -> Result<Option<St
     Ok(found)
 }
 
-/// Evaluates the rules. A running Prometheus determines their states.
+/// Evaluates the rules periodically. If Prometheus runs, its states replace the states that the console has computed.
 pub(super) async fn evaluate_rules(state: Arc<State>, system: ObservedSystem) {
     loop {
         start_alerting(&state, system.prometheus.as_deref());
@@ -125,7 +125,7 @@ pub(super) async fn evaluate_rules(state: Arc<State>, system: ObservedSystem) {
             lock(&state.rules).evaluate(&metrics, Utc::now().timestamp_millis())
         };
         if let Some(alerting) = state.alerting.get() {
-            // If Prometheus does not respond, the states of the console remain.
+            // If Prometheus does not respond, the states that the console has computed remain.
             let _ = alerting.apply_to(&mut rules).await;
         }
         *lock(&state.evaluated_rules) = rules;
@@ -134,7 +134,7 @@ pub(super) async fn evaluate_rules(state: Arc<State>, system: ObservedSystem) {
     }
 }
 
-/// Starts Prometheus as soon as the first replica can be scraped.
+/// Starts Prometheus and Alertmanager as soon as the address of the first replica is known.
 fn start_alerting(state: &State, directory: Option<&Path>) {
     let target = lock(&state.replicas).first().map(|replica| replica.ops.clone());
     if let (Some(directory), Some(target), None) = (directory, target, state.alerting.get())

@@ -80,8 +80,8 @@ impl DataDir {
     }
 }
 
-/// Returns the directory of a checkout, so that two checkouts never share a database. Its name contains the checkout's
-/// name for readability and a hash of the whole path for uniqueness.
+/// Returns the directory of a checkout, so that two checkouts never share a database. The directory's name contains the
+/// checkout's name for readability and a hash of the whole path for uniqueness.
 fn directory_of(checkout: &Path) -> PathBuf {
     let path = checkout.display().to_string();
     let digest = hex::encode(Sha256::digest(path.as_bytes()));
@@ -90,7 +90,8 @@ fn directory_of(checkout: &Path) -> PathBuf {
     state_directory().join(format!("{}-dev", project::name())).join(key)
 }
 
-/// Returns the system's directory for program state. Root's home directory is inaccessible to the database's user.
+/// Returns the system's directory for program state. Root's home directory is inaccessible to the database's user, so
+/// root uses `/var/lib`.
 fn state_directory() -> PathBuf {
     if geteuid().is_root() {
         return "/var/lib".into();

@@ -15,8 +15,8 @@ use crate::{
 /// Deadline of a command of the service.
 const COMMAND_DEADLINE: Duration = Duration::from_mins(2);
 
-/// One user of every role. The passwords are constant, because the database persists between runs. They need no
-/// secrecy, because they protect only a database on this machine.
+/// One user of every role. The passwords are constant, because the database persists between runs. The passwords need
+/// no secrecy, because they protect only a database on this machine.
 pub(super) const LOGINS: [Login; 4] = [
     CUSTOMER,
     SUPPORT,
@@ -41,11 +41,11 @@ pub(crate) struct Login {
 /// A database that is ready for the service.
 #[derive(Debug)]
 pub(crate) struct Database {
-    /// Connects as the role that the service runs with.
+    /// The URL of the service's role.
     pub(crate) url: Url,
     /// Database URL for the service: like `url`, with the address of each node of a replicated database.
     pub(crate) service_url: String,
-    /// Connects as the role that owns the schema.
+    /// The URL of the owner of the schema.
     pub(crate) owner_url: Url,
 }
 

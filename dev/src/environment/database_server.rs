@@ -33,8 +33,8 @@ impl DatabaseServer {
         Ok((Self::Single(Box::new(server)), database))
     }
 
-    /// Starts a temporary primary with a synchronous standby, and prepares its database. `log` has the service's log
-    /// lines.
+    /// Starts a temporary primary with a synchronous standby, and prepares its database. `log` is the file with the
+    /// service's log lines.
     pub(super) async fn start_replicated(
         executable: &Path,
         log: PathBuf,
@@ -58,7 +58,7 @@ impl DatabaseServer {
         Ok((Self::Replicated(Box::new(Operator::new(server, after_restore))), database))
     }
 
-    /// Returns the console's part of a replicated database.
+    /// Returns the interface through which the console observes and changes a replicated database.
     pub(super) fn replication(&self) -> Option<Replication> {
         match self {
             Self::Single(_) => None,
@@ -66,7 +66,7 @@ impl DatabaseServer {
         }
     }
 
-    /// Carries out the console's requests, until the future is dropped. `settings` are those of the service.
+    /// Carries out the console's requests, until the future is dropped. `settings` are the service's settings.
     pub(super) async fn run(&mut self, settings: &[(String, String)], progress: &dyn Fn(&str)) -> Infallible {
         match self {
             Self::Single(_) => std::future::pending().await,

@@ -1,7 +1,8 @@
 //! The whole service on one machine, as run by `cargo dev`.
 //!
-//! [`run`] is the entry point. It stops everything that it has started, in reverse order. If this process is killed,
-//! the [watchdog](crate::process::Watchdog) stops its child processes.
+//! [`run`] is the entry point. At the end it stops the console and the traffic, then the service, and then the
+//! service's dependencies. If this process is killed, the [watchdog](crate::process::Watchdog) stops its child
+//! processes.
 //!
 //! - `data_dir`: the data directory of a checkout, and its lock
 //! - `ports`: the check for free ports
@@ -62,7 +63,7 @@ const RECONCILIATION_INTERVAL: Duration = Duration::from_mins(10);
 pub struct Settings {
     /// Deletes the data of earlier runs.
     pub fresh: bool,
-    /// Gives the database a synchronous standby. Both are temporary.
+    /// Gives the database a synchronous standby. Both servers are temporary.
     pub standby: bool,
     /// Shows the service's log on the terminal.
     pub logs: bool,
@@ -91,7 +92,8 @@ impl Settings {
         self.rate.map(|rate_per_second| Traffic::start(settings(rate_per_second))).transpose()
     }
 
-    /// Returns the settings for the environment, followed by the user's own settings.
+    /// Returns the service's settings: first the addresses of its dependencies, then the user's own settings, which
+    /// take precedence.
     fn service_settings(
         &self,
         console: &Console,
@@ -130,7 +132,7 @@ pub enum Error {
     ForeignDatabase { name: String, comment: String },
     #[error(
         "the database {name} is from an earlier run, and the migrations failed on it:\n{output}\n\
-         --fresh deletes it and creates a new one"
+         --fresh deletes the database and creates a new one"
     )]
     EarlierDatabase { name: String, output: String },
     #[error("PostgreSQL error: {0}")]
@@ -139,9 +141,9 @@ pub enum Error {
     Start(io::Error),
     #[error("the service's command `{command}` failed:\n{output}")]
     Command { command: &'static str, output: String },
-    #[error("the service is not ready after {}s; its last lines:\n{last_lines}", .waited.as_secs())]
+    #[error("the service was not ready after {} s; its last log lines:\n{last_lines}", .waited.as_secs())]
     NotReady { waited: Duration, last_lines: String },
-    #[error("the service stopped ({status}); its last lines:\n{last_lines}")]
+    #[error("the service stopped ({status}); its last log lines:\n{last_lines}")]
     ServiceEnded { status: ExitStatus, last_lines: String },
     #[error(transparent)]
     Wait(#[from] WaitError),
@@ -157,7 +159,7 @@ pub enum Error {
     Signals(io::Error),
     #[error("{0}")]
     RecordsDiffer(String),
-    #[error("stopped at once, without a reconciliation")]
+    #[error("stopped immediately, without a reconciliation")]
     Interrupted,
 }
 
@@ -174,7 +176,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     if settings.fresh {
         delete_previous_data(&data_dir, progress).await?;
     }
-    // The records of the external services must match the data of the database.
+    // The records of the external services must match the database, so both are temporary in a run with a standby.
     let directory = if settings.standby { data_dir.scratch()? } else { data_dir.directory().to_owned() };
     let service_log = data_dir.service_log();
     let (mut server, database) = if settings.standby {
@@ -251,7 +253,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     }
     status("");
 
-    progress("stopping (press Ctrl-C again to stop at once)");
+    progress("stopping (press Ctrl-C again to stop immediately)");
     let stop = async {
         drop(faults);
         console.stop().await;
@@ -342,7 +344,7 @@ async fn reconcile_periodically(compare: Option<&Comparison>, progress: &dyn Fn(
     }
 }
 
-/// Keeps the status line up to date.
+/// Passes each new status line to `status`.
 async fn show_status(console: &Console, status: &dyn Fn(&str)) -> Infallible {
     let mut lines = console.status_lines();
     loop {

@@ -16,7 +16,8 @@ pub enum Error {
     Unusable { port: u16, source: io::Error },
 }
 
-/// Timeout for the watchdog of a killed earlier run to free the ports. It stops processes gracefully first.
+/// Timeout for the watchdog of a killed earlier run to free the ports. The watchdog first stops the processes
+/// gracefully.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// The service's ports, on this machine only.

@@ -17,7 +17,7 @@ pub(super) struct Screen<'a> {
     pub(super) console: &'a str,
     pub(super) api: &'a Url,
     pub(super) ops: &'a Url,
-    /// The trace that `/traces/first` shows.
+    /// The description of the trace that `/traces/first` shows.
     pub(super) first_trace: &'static str,
     pub(super) owner_url: &'a Url,
     pub(super) standby: bool,
@@ -66,8 +66,8 @@ impl fmt::Display for Screen<'_> {
 }
 
 impl Screen<'_> {
-    /// Writes commands for any shell, to be run in order. They extract fields of responses with `sed`, which every
-    /// system has.
+    /// Writes commands for any shell, to be run in order. The commands extract fields of responses with `sed`, which
+    /// every system has.
     fn write_commands(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [customer, ..] = LOGINS;
         writeln!(

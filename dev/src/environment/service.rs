@@ -12,7 +12,8 @@ use crate::{
 /// Deadline of a start. A start usually takes a second, and more on a busy machine.
 const READY_DEADLINE: Duration = Duration::from_mins(1);
 
-/// Deadline of a stop. It exceeds the service's own shutdown deadline, at which the service reports unfinished work.
+/// Deadline of a stop. The deadline exceeds the service's own shutdown deadline, at which the service reports
+/// unfinished work.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Number of log lines in the error after an unexpected end.

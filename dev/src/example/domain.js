@@ -3,7 +3,7 @@ import { number } from "./format.js";
 
 const BREAKER = { 0: ["closed", "good"], 1: ["half-open", "warn"], 2: ["open", "bad"] };
 
-/** The tiles in addition to those of every service. */
+/** The domain's tiles, displayed after the tiles of every service. */
 export function domainTiles(figures, tile) {
   const { processing = 0 } = figures;
   const [breaker, breakerTone] = BREAKER[figures.breaker] ?? ["–", ""];
@@ -15,7 +15,7 @@ export function domainTiles(figures, tile) {
   ];
 }
 
-/** The faults in addition to those of every service: name, effect, and the views that show the effect. */
+/** The domain's faults: name, effect, and the views that show the effect. */
 export const FAULTS = {
   "gateway-outage": ["Gateway outage", "The payment gateway responds with 503 to every request.",
     [["/now", "the breaker opens and payments are rejected at once"], ["/traces?status=5xx", "traces of the rejections"], ["/alerts", "PaymentFailureRatioHigh"]]],
@@ -27,21 +27,21 @@ export const FAULTS = {
     [["/now", "declined payments"], ["/alerts", "no outage alert, because a decline is a valid response"]]],
 };
 
-/** The views that show the effect of a restore, in addition to those of every service. */
+/** The domain's views that show the effect of a restore. */
 export const RESTORE_VIEWS = [["/alerts", "PaymentDiscrepancyOpen, if the gateway has charges whose payments are lost"]];
 
 /** Description of the traffic. */
 export const TRAFFIC = "Customers who register, browse, order and pay, and send invalid requests.";
 
 /** Description of the reconciliation and its invariants. */
-export const RECONCILIATION = ["The service's tables are compared with the gateway's ledger", "every charge has exactly one settled payment, and every settled payment has exactly one charge."];
+export const RECONCILIATION = ["The service's tables are compared with the gateway's ledger", "every charge has a payment that agrees with it, and every payment that succeeded or was declined has its charge."];
 
 /** Formats the numbers of a reconciliation. */
 export const numbers = (report) => [["orders", report.orders], ["payments", report.payments], ["in flight", report.payments_in_flight], ["refunds", report.refunds], ["charges at the gateway", report.charges], ["without a payment", report.orphans.length]];
 
-/** Description of the event that the first trace waits for. */
+/** The text that is shown until the first trace exists. */
 export const FIRST_TRACE = "Waiting for the first paid order…";
 
-/** The introduction for new users: texts, and links with their texts. */
+/** The introduction for new users: texts, and links as pairs of an address and a text. */
 export const TOUR = ["Follow ", ["/traces/first", "the first paid order through its trace"], ", ",
   ["/faults", "stop the payment gateway"], " and watch the breaker open and payments recover here, then "];

@@ -24,23 +24,23 @@ use crate::environment::{
     screen::{AUTHORIZED, JSON, NEW_KEY},
 };
 
-/// Timeout for payments with an unknown outcome to settle at the end. The recovery worker can claim a payment only
-/// after the lease of the first attempt has expired.
+/// Timeout at the end for the settlement of payments and refunds with an unknown outcome. The recovery worker can claim
+/// a payment only after the lease of the first attempt has expired.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The trace that `/traces/first` shows.
+/// The description of the trace that `/traces/first` shows.
 pub(crate) const FIRST_TRACE: &str = "the first paid order";
 
 /// Flags that select a free port for every port of the example.
 pub const ANY_PORTS: &[&str] = &["--gateway-port", "0"];
 
-/// Part of the output of the last command on the screen.
+/// A text that the output of the last command on the screen contains.
 pub const LAST_RESPONSE: &str = "\"status\":\"succeeded\"";
 
-/// Part of the last line that a stopped environment prints.
+/// A text that the last line of a stopped environment contains.
 pub const LAST_LINE: &str = "all invariants hold";
 
-/// The reason why the gateway did not start or stop.
+/// The reason why the external services did not start or settle.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -59,7 +59,7 @@ pub(crate) struct Ports {
     gateway: SocketAddr,
 }
 
-/// Checks the ports that the flags name.
+/// Finds a free address for each port of the flags.
 pub(crate) async fn find_ports(flags: &Flags, progress: &dyn Fn(&str)) -> Result<Ports, ports::Error> {
     let gateway = ports::free("the payment gateway", "--gateway-port", flags.gateway_port, progress).await?;
     Ok(Ports { gateway })
@@ -87,7 +87,7 @@ pub(crate) struct ExternalServices {
 }
 
 impl ExternalServices {
-    /// Starts the gateway and creates the catalogue. The gateway's ledger is in the directory.
+    /// Starts the gateway and creates the catalogue. The gateway's ledger is a file in `directory`.
     pub(crate) async fn start(
         ports: Ports,
         directory: &Path,
@@ -120,7 +120,7 @@ impl ExternalServices {
         Addresses { gateway: self.gateway.url() }
     }
 
-    /// Returns lines of the screen: a name and its URL.
+    /// Returns the lines of the services on the screen: a name and URLs each.
     pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
         let gateway = self.gateway.url();
         vec![("gateway", format!("{gateway}ledger, {gateway}faults"))]
@@ -141,7 +141,7 @@ impl ExternalServices {
         ("Log in, place an order, pay it:", vec![place, pay])
     }
 
-    /// Ends every fault of the gateway. Waits until each payment has an outcome, or the timeout has passed.
+    /// Ends every fault of the gateway. Waits until each payment and refund has an outcome, at most [`SETTLE_TIMEOUT`].
     pub(crate) async fn settle(&self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         self.gateway.faults().clear();
         let deadline = Instant::now() + SETTLE_TIMEOUT;
@@ -151,7 +151,7 @@ impl ExternalServices {
                 break;
             }
             if !is_reported {
-                progress("waiting for payments in flight to settle");
+                progress("waiting for payments and refunds in flight to settle");
                 is_reported = true;
             }
             sleep(Duration::from_millis(250)).await;

@@ -34,7 +34,7 @@ pub enum Error {
     Url(#[from] url::ParseError),
 }
 
-/// Replaces the gateway's faults with those of the given names. Names of other faults are ignored.
+/// Replaces the gateway's faults with the faults of these names. Names of other faults are ignored.
 pub(crate) async fn set(external_services: &Addresses, names: &[&str]) -> Result<(), Error> {
     let url = external_services.gateway.join("/faults")?;
     let response = http::client(GATEWAY_TIMEOUT)?.put(url).json(&faults_named(names)).send().await?;

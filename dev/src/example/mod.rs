@@ -1,10 +1,10 @@
 //! The example domain: orders, and the payment gateway.
 //!
-//! This directory contains all domain code of the crate. The rest of the crate uses only the names exported below and
-//! the functions of [`environment`], [`harness`] and [`traffic`] that it calls. A generated project replaces this
-//! directory with its own, which exports the same names.
+//! This directory contains all domain code of the crate. The rest of the crate uses only the names exported below, and
+//! functions of [`environment`], [`harness`] and [`traffic`]. A generated project replaces this directory with its own,
+//! which exports the same names.
 //!
-//! - [`campaign`]: tests a service of several replicas under faults, and checks that no payment is lost or charged twice
+//! - [`campaign`]: tests several replicas of the service under faults: no payment may be lost or charged twice
 //! - `command`: further commands and flags of `cargo dev`
 //! - [`environment`]: the gateway, its ledger and the products of `cargo dev`
 //! - `faults`: faults of the gateway

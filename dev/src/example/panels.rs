@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 
 use crate::console::panels::{Panel, or_dash};
 
-/// The charts.
+/// The charts of the console.
 pub(crate) const PANELS: &[Panel] = &[
     Panel {
         id: "money",
@@ -40,7 +40,7 @@ pub(crate) const PANELS: &[Panel] = &[
     },
 ];
 
-/// Single numbers.
+/// The figures: a name and a PromQL query each.
 pub(crate) const FIGURES: &[(&str, &str)] = &[
     ("orders", "sum(orders_created_total)"),
     ("succeeded", r#"sum(payments_total{outcome="succeeded"})"#),

@@ -1,8 +1,8 @@
 //! A load balancer in front of several replicas, as in any deployment with more than one replica.
 //!
-//! The balancer has none of the features that would hide faults of the service. It probes the readiness of each
-//! replica, and distributes requests round-robin over the replicas that were ready at the last probe. It never retries
-//! a request, and responds with 502 if a replica does not respond.
+//! The balancer has none of the features that would hide faults of the service. The balancer probes the readiness of
+//! each replica, and distributes requests round-robin over the replicas that were ready at the last probe. The balancer
+//! never retries a request, and responds with 502 if a replica does not respond.
 use std::{
     net::Ipv4Addr,
     sync::{
@@ -30,7 +30,7 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 /// Maximum size of a forwarded body, in bytes.
 const BODY_LIMIT: usize = 1024 * 1024;
 
-/// A running balancer. Dropping the value stops it.
+/// A running balancer. Dropping the value stops the balancer.
 pub struct Balancer {
     url: Url,
     pool: Arc<Pool>,
@@ -54,18 +54,23 @@ impl Balancer {
     /// Starts a balancer without replicas.
     pub async fn start() -> Self {
         let pool = Arc::new(Pool {
-            client: crate::http::client(WAIT_TIMEOUT).expect("a client can be made"),
+            client: crate::http::client(WAIT_TIMEOUT).expect("failed to create an HTTP client"),
             next_index: AtomicUsize::new(0),
             replicas: Mutex::default(),
         });
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("there is a free port");
-        let address = listener.local_addr().expect("a listener has an address");
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("failed to listen on a free port");
+        let address = listener.local_addr().expect("failed to read the listener's address");
         let router = Router::new().fallback(forward).with_state(Arc::clone(&pool));
         let serving = async move {
-            axum::serve(listener, router).await.expect("the server runs until the end of the test");
+            axum::serve(listener, router).await.expect("the server failed");
         };
         let tasks = [tokio::spawn(serving), tokio::spawn(Arc::clone(&pool).probe())];
-        Self { url: Url::parse(&format!("http://{address}/")).expect("an address makes a URL"), pool, tasks }
+        Self {
+            url: Url::parse(&format!("http://{address}/")).expect("the address is not valid in a URL"),
+            pool,
+            tasks,
+        }
     }
 
     /// Adds the current process of a service as a replica.
@@ -102,7 +107,7 @@ impl Pool {
             clock.tick().await;
             let replicas = self.replicas().clone();
             for replica in replicas {
-                let url = replica.ops.join("/readyz").expect("a path makes a URL");
+                let url = replica.ops.join("/readyz").expect("the path is not valid in a URL");
                 let response = self.client.get(url).send().await;
                 let ready = response.is_ok_and(|response| response.status().is_success());
                 let mut replicas = self.replicas();

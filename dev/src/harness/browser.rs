@@ -34,7 +34,9 @@ impl Browser {
         });
         let capabilities =
             json!({ "goog:chromeOptions": options, "goog:loggingPrefs": { "browser": "ALL" } });
-        let Value::Object(capabilities) = capabilities else { unreachable!("it is an object") };
+        let Value::Object(capabilities) = capabilities else {
+            unreachable!("the capabilities are not an object")
+        };
         let client = ClientBuilder::new(HttpConnector::new())
             .capabilities(capabilities)
             .connect(&format!("http://127.0.0.1:{port}"))
@@ -46,7 +48,7 @@ impl Browser {
         browser
     }
 
-    /// Opens a page by its URL.
+    /// Opens the page with this path.
     pub async fn go(&self, path: &str) {
         self.client.goto(&format!("{}{path}", self.site)).await.unwrap();
     }
@@ -77,10 +79,10 @@ impl Browser {
         }
     }
 
-    /// Waits until no such element exists.
+    /// Waits until no such element is displayed.
     pub async fn wait_until_absent(&self, selector: &str) {
         let found = Locator::Css(selector);
-        eventually("the element disappears", async || {
+        eventually(&format!("{selector} is not displayed"), async || {
             let found = self.client.find_all(found).await.unwrap();
             let mut visible = false;
             for element in found {

@@ -12,7 +12,7 @@ const SETTINGS: [(&str, &str); 10] = [
     ("DATABASE_MAX_CONNECTIONS", "4"),
     // A connection can take several seconds on a busy machine.
     ("DATABASE_ACQUIRE_TIMEOUT_MS", "10000"),
-    // The lowest cost of argon2.
+    // The lowest cost of argon2, so that logins are fast.
     ("ARGON2_MEMORY_KIB", "64"),
     ("ARGON2_ITERATIONS", "1"),
     ("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "0"),
@@ -45,7 +45,7 @@ impl Builder {
         }
     }
 
-    /// Sets a setting.
+    /// Sets a setting of the service.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.retain(|(existing, _)| existing != name);
         self.settings.push((name.to_owned(), value.to_owned()));
@@ -65,7 +65,7 @@ impl Builder {
             .setting("OTEL_BLRP_SCHEDULE_DELAY", "50")
     }
 
-    /// Adds a check that runs on every request and its response.
+    /// Sets the check that runs on every request and its response.
     pub fn exchange_check(mut self, exchange_check: ExchangeCheck) -> Self {
         self.exchange_check = Some(exchange_check);
         self
@@ -102,13 +102,13 @@ impl Builder {
         let external_services = Arc::new(ExternalServices::start().await);
         let mut settings = self.settings;
         let proxy = if self.has_database_proxy {
-            let proxy = TcpProxy::to(database.service_url()).await.expect("there is a free port");
+            let proxy = TcpProxy::to(database.service_url()).await.expect("failed to open a TCP proxy");
             settings.push(("DATABASE_URL".to_owned(), proxy.url_through(database.service_url()).to_string()));
             Some(Arc::new(proxy))
         } else {
             None
         };
-        // Settings of the test take precedence over those of the dependencies.
+        // Settings of the test take precedence over the settings of the dependencies.
         for (name, value) in external_services.settings().into_iter().chain(database.settings()) {
             if !settings.iter().any(|(existing, _)| existing == name) {
                 settings.push((name.to_owned(), value));

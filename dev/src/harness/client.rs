@@ -39,7 +39,7 @@ pub(super) struct Api {
 
 impl Api {
     pub(super) fn new(url: Url, exchange_check: Option<ExchangeCheck>) -> Self {
-        let client = crate::http::client(REQUEST_TIMEOUT).expect("a client can be made");
+        let client = crate::http::client(REQUEST_TIMEOUT).expect("failed to create an HTTP client");
         Self { client, url: RwLock::new(url), exchange_check }
     }
 
@@ -120,7 +120,7 @@ impl Client {
     }
 }
 
-/// A request. Awaiting a request sends it. A clone repeats the same request.
+/// A request. Awaiting a request sends the request. A clone can send the same request again.
 #[derive(Debug, Clone)]
 #[must_use = "a request is sent when it is awaited"]
 pub struct Request {
@@ -158,7 +158,7 @@ impl Request {
         self.without_header(name).also_header(name, value)
     }
 
-    /// Adds a header to earlier ones of the same name.
+    /// Adds a header, and keeps earlier headers of the same name.
     pub fn also_header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
@@ -244,7 +244,7 @@ impl Attempt {
         response.unwrap_or_else(|error| panic!("there was no response: {error:?}"))
     }
 
-    /// Waits for the response; `None` if the connection was closed without one.
+    /// Waits for the response; `None` if the connection was closed without a response.
     pub async fn try_response(self) -> Option<HttpResponse> {
         self.task.await.expect("the request's task neither panics nor is aborted").ok()
     }

@@ -1,5 +1,5 @@
-//! A collector that receives and stores the spans and log records of a service over OTLP. It can reject requests or
-//! delay its responses. Dropping it fails the test if it has received an undocumented name.
+//! A collector that receives and stores the spans and log records of a service over OTLP. The collector can reject
+//! requests or delay its responses. Dropping the collector fails the test if it has received an undocumented name.
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
@@ -27,7 +27,7 @@ pub enum CollectorBehavior {
     Rejecting,
 }
 
-/// A running collector. Dropping the value stops it.
+/// A running collector. Dropping the value stops the collector.
 #[derive(Debug)]
 pub struct Collector {
     address: SocketAddr,
@@ -51,12 +51,13 @@ struct Contents {
 impl Collector {
     /// Starts a collector that accepts requests.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port is free");
-        let address = listener.local_addr().expect("a listener has an address");
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("failed to listen on a free port");
+        let address = listener.local_addr().expect("failed to read the listener's address");
         let inbox = Inbox::default();
         let router = otlp::router(inbox.clone());
         let server =
-            tokio::spawn(async move { axum::serve(listener, router).await.expect("the server runs") });
+            tokio::spawn(async move { axum::serve(listener, router).await.expect("the server failed") });
         Self { address, inbox, server }
     }
 
@@ -85,12 +86,12 @@ impl Collector {
         self.inbox.lock().records.clone()
     }
 
-    /// Waits for a log record.
+    /// Waits for a log record that matches.
     pub async fn wait_for_record(&self, what: &str, matches: impl Fn(&Record) -> bool) -> Record {
         eventually(what, async || self.records().into_iter().find(&matches)).await
     }
 
-    /// Waits for a span.
+    /// Waits for a span that matches.
     pub async fn wait_for_span(&self, what: &str, matches: impl Fn(&Span) -> bool) -> Span {
         eventually(what, async || self.spans().into_iter().find(&matches)).await
     }
@@ -131,7 +132,7 @@ impl Drop for Collector {
 
 impl Inbox {
     fn lock(&self) -> MutexGuard<'_, Contents> {
-        self.0.lock().expect("no holder of the lock panics")
+        self.0.lock().expect("a holder of the lock panicked")
     }
 
     /// Simulates the current behaviour. Returns whether the request is accepted.

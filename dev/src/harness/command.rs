@@ -37,11 +37,11 @@ pub(super) fn start(executable: &Path, arguments: &[&str], settings: &[(&str, &s
     for (name, value) in settings {
         launch = launch.env(name, value);
     }
-    launch.start().expect("the executable can be started")
+    launch.start().expect("failed to start the executable")
 }
 
 pub(super) async fn finish(child: Child) -> CommandOutput {
-    let status = child.wait(WAIT_TIMEOUT).await.expect("the command ends");
+    let status = child.wait(WAIT_TIMEOUT).await.expect("the command did not end");
     let text = |stream| {
         let lines = child.lines().into_iter().filter(|line| line.stream == stream);
         lines.map(|line| line.text + "\n").collect()

@@ -1,4 +1,4 @@
-//! The database of one service, cloned from a migrated template. Tests read and change it as its owner.
+//! The database of one service, cloned from a migrated template. Tests read and change the database as its owner.
 use std::{
     path::Path,
     sync::atomic::{AtomicUsize, Ordering},
@@ -19,8 +19,8 @@ use crate::{
     project,
 };
 
-/// Password of the owner and of the service's role. It needs no secrecy, because the server listens on this machine
-/// only, and both roles are dropped after the run.
+/// Password of the owner and of the service's role. The password needs no secrecy, because the server listens on this
+/// machine only, and both roles are dropped after the run.
 const PASSWORD: &str = "for-tests-only";
 
 /// A database that is dropped at the end of its test.
@@ -74,7 +74,7 @@ impl Database {
 
     fn named(server: &'static Server, name: String) -> Self {
         let owner_url = server.url(&name, &owner_role(), PASSWORD);
-        let options: PgConnectOptions = owner_url.as_str().parse().expect("the server's URL is valid");
+        let options: PgConnectOptions = owner_url.as_str().parse().expect("the server's URL is invalid");
         Self {
             server,
             owner: PgPoolOptions::new().max_connections(3).connect_lazy_with(options),
@@ -113,7 +113,7 @@ impl Database {
         &self.service_url
     }
 
-    /// Starts a standby of the server, which must be a dedicated one.
+    /// Starts a standby of the server, which must be a dedicated server.
     pub async fn standby(&self) -> Standby {
         let started = self.server.standby(&|line| eprintln!("{line}")).await;
         let server = started.unwrap_or_else(|error| panic!("{error}"));
@@ -125,7 +125,7 @@ impl Database {
     pub async fn execute_as_administrator(&self, statement: &str) {
         let mut admin = PgConnection::connect(self.server.admin_url_of(&self.name).as_str())
             .await
-            .expect("the server responds");
+            .expect("failed to connect to the server");
         let run = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut admin).await;
         run.unwrap_or_else(|error| panic!("{error}: {statement}"));
     }
@@ -142,11 +142,12 @@ impl Database {
         run.unwrap_or_else(|error| panic!("{error}: {statements}"));
     }
 
-    /// Runs a statement as the service's role, and rolls it back. The error is the SQLSTATE of the rejection.
+    /// Runs a statement as the service's role, and rolls the statement back. The error is the SQLSTATE of the
+    /// rejection.
     pub async fn try_as_service(&self, statement: &str) -> Result<(), String> {
         let mut connection =
-            PgConnection::connect(self.service_url.as_str()).await.expect("the role logs in");
-        let mut transaction = connection.begin().await.expect("a transaction begins");
+            PgConnection::connect(self.service_url.as_str()).await.expect("the role failed to log in");
+        let mut transaction = connection.begin().await.expect("failed to begin a transaction");
         let result = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await;
         result.map(|_| ()).map_err(|error| {
             let code = error.as_database_error().and_then(|error| error.code().map(Into::into));
@@ -154,10 +155,10 @@ impl Database {
         })
     }
 
-    /// Runs a statement as the owner in a transaction, and returns the open transaction. Its locks are held until it is
-    /// dropped.
+    /// Runs a statement as the owner in a transaction, and returns the open transaction. The transaction holds its
+    /// locks until it ends.
     pub async fn hold(&self, statement: &str) -> OpenTransaction {
-        let mut transaction = self.owner.begin().await.expect("a transaction begins");
+        let mut transaction = self.owner.begin().await.expect("failed to begin a transaction");
         let run = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await;
         run.unwrap_or_else(|error| panic!("{error}: {statement}"));
         OpenTransaction(transaction)
@@ -179,8 +180,9 @@ impl Database {
 
     /// Closes all sessions of this database, and runs statements as the server's administrator.
     async fn execute_without_sessions(&self, statements: &[&str]) {
-        let mut admin =
-            PgConnection::connect(self.server.admin_url().as_str()).await.expect("the server responds");
+        let mut admin = PgConnection::connect(self.server.admin_url().as_str())
+            .await
+            .expect("failed to connect to the server");
         eventually("all sessions have ended", async || {
             let end = format!(
                 "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = '{}'",
@@ -249,18 +251,18 @@ impl Standby {
 
 /// An open transaction.
 #[derive(Debug)]
-#[must_use = "the transaction ends when this is dropped"]
+#[must_use = "the transaction ends when the value is dropped"]
 pub struct OpenTransaction(PgTransaction<'static>);
 
 impl OpenTransaction {
     /// Rolls the transaction back.
     pub async fn release(self) {
-        self.0.rollback().await.expect("a transaction ends");
+        self.0.rollback().await.expect("failed to roll the transaction back");
     }
 
     /// Commits the transaction.
     pub async fn commit(self) {
-        self.0.commit().await.expect("a transaction commits");
+        self.0.commit().await.expect("failed to commit the transaction");
     }
 }
 
@@ -268,7 +270,7 @@ impl Drop for Database {
     fn drop(&mut self) {
         let (server, name) = (self.server, std::mem::take(&mut self.name));
         // The test's runtime is ending, so a thread drops the database. If the process ends first, the next run drops
-        // it.
+        // the database.
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             if let Ok(runtime) = runtime {

@@ -5,7 +5,7 @@
 //! interfaces. A test can terminate, kill and restart the process.
 //!
 //! Rules of tests:
-//! - Tests do not sleep. They wait for conditions with [`eventually`], which has a deadline.
+//! - Tests do not sleep. Tests wait for conditions with [`eventually`], which has a deadline.
 //! - Tests share only the PostgreSQL server. Each service has a fresh database, cloned from a template. The
 //!   executable's own `migrate` creates the template once per run.
 //! - Domain code is in [`example::harness`](crate::example::harness).
@@ -53,7 +53,7 @@ pub use self::{
     user::{PASSWORD, User},
 };
 
-/// Timeout far above the duration of any operation, on a busy machine too. Only a failing test waits this long.
+/// Timeout far above the duration of any operation, even on a busy machine. Only a failing test waits this long.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Waits until `poll` returns a value, and returns this value.
@@ -74,7 +74,7 @@ pub async fn within<T>(deadline: Duration, what: &str, mut poll: impl AsyncFnMut
         if let Some(found) = poll().await {
             return found;
         }
-        assert!(started.elapsed() < deadline, "timed out after {deadline:?}: {what}");
+        assert!(started.elapsed() < deadline, "timed out after {deadline:?}, waiting for: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -12,7 +12,7 @@ pub struct HttpResponse {
 }
 
 impl HttpResponse {
-    /// Returns the response if it has this status.
+    /// Asserts that the response has this status, and returns the response.
     #[track_caller]
     #[must_use]
     pub fn is(self, status: u16) -> Self {
@@ -20,7 +20,8 @@ impl HttpResponse {
         self
     }
 
-    /// Returns the response if it is a problem of this kind (the last part of its `type`) and status.
+    /// Asserts that the response is a problem of this kind (the last part of its `type`) and status, and returns the
+    /// response.
     #[track_caller]
     #[must_use]
     pub fn is_problem(self, status: u16, kind: &str) -> Self {
@@ -30,7 +31,7 @@ impl HttpResponse {
         self
     }
 
-    /// Returns the response if it is a 422 with exactly these pointers.
+    /// Asserts that the response is a 422 with exactly these pointers, and returns the response.
     #[track_caller]
     #[must_use]
     pub fn is_invalid_at(self, pointers: &[&str]) -> Self {
@@ -66,7 +67,7 @@ impl HttpResponse {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Returns whether the response is a replay of an earlier response under the same key.
+    /// Returns whether the response is a replay of an earlier response with the same idempotency key.
     pub fn is_replayed(&self) -> bool {
         self.header("idempotency-replayed") == Some("true")
     }

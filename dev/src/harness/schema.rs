@@ -28,12 +28,13 @@ impl Schema {
 
     fn read() -> Self {
         let mut schema = Self::default();
-        let documents = fs::read_dir(project::root().join("docs")).expect("the project has documents");
+        let documents =
+            fs::read_dir(project::root().join("docs")).expect("failed to read the directory `docs`");
         for document in documents {
-            let path = document.expect("the directory is readable").path();
+            let path = document.expect("failed to read the directory `docs`").path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if name.starts_with("telemetry-schema") {
-                schema.add(&fs::read_to_string(&path).expect("documents are readable"));
+                schema.add(&fs::read_to_string(&path).expect("failed to read the telemetry schema"));
             }
         }
         schema

@@ -42,11 +42,12 @@ impl Process {
         let Some(startup_line) = startup_line else {
             panic!("the service did not start:\n{:#?}", child.tail(20));
         };
-        let startup_line: Value = serde_json::from_str(&startup_line.text).expect("log lines are JSON");
+        let startup_line: Value =
+            serde_json::from_str(&startup_line.text).expect("the startup line is not JSON");
         let url = |name: &str| {
             let address =
                 startup_line[name].as_str().unwrap_or_else(|| panic!("no {name} in {startup_line}"));
-            Url::parse(&format!("http://{address}/")).expect("an address makes a URL")
+            Url::parse(&format!("http://{address}/")).expect("the address is not valid in a URL")
         };
         Self { api: url("api_address"), ops: url("ops_address"), child }
     }
@@ -130,7 +131,7 @@ impl Service {
 
     /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) {
-        self.process.child.signal(signal).expect("the service runs");
+        self.process.child.signal(signal).expect("failed to signal the service");
     }
 
     /// Waits for the exit, and returns the exit status.
@@ -262,7 +263,9 @@ impl Service {
 
     /// Returns the TCP proxy to the database, for a service built with a proxy.
     pub fn database_proxy(&self) -> Arc<TcpProxy> {
-        Arc::clone(self.dependencies.database_proxy.as_ref().expect("the service was built with a TCP proxy"))
+        Arc::clone(
+            self.dependencies.database_proxy.as_ref().expect("the service was built without a TCP proxy"),
+        )
     }
 
     /// Returns the audit events that match a condition, oldest first.
@@ -283,10 +286,10 @@ impl Service {
         &self.process.ops
     }
 
-    /// Sends a request to the operations listener; `None` without a response.
+    /// Sends a request to the operations listener. Returns `None` without a response.
     pub async fn operate(&self, method: Method, path: &str, body: &str) -> Option<(u16, String)> {
-        let url = self.process.ops.join(path).expect("a path makes a URL");
-        let client = crate::http::client(WAIT_TIMEOUT).expect("a client can be made");
+        let url = self.process.ops.join(path).expect("the path is not valid in a URL");
+        let client = crate::http::client(WAIT_TIMEOUT).expect("failed to create an HTTP client");
         let request = client.request(method, url).header("content-type", "application/json");
         let response = request.body(body.to_owned()).send().await.ok()?;
         Some((response.status().as_u16(), response.text().await.ok()?))
@@ -363,9 +366,11 @@ impl Service {
 
     fn memory_field(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.child.pid()));
-        let status = status.expect("the process runs");
+        let status = status.expect("failed to read the memory of the process");
         let size = status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB"));
-        size.and_then(|size| size.trim().parse::<u64>().ok()).expect("the memory is reported") * 1024
+        size.and_then(|size| size.trim().parse::<u64>().ok())
+            .expect("the memory of the process is not reported")
+            * 1024
     }
 
     /// Returns the output of the current process from its start.
@@ -390,7 +395,7 @@ impl Service {
         lines.map(|line| line.text).collect()
     }
 
-    /// Waits for a log line of the current process.
+    /// Waits for a log line of the current process that matches.
     pub async fn logs_that(&self, what: &str, matches: impl Fn(&Value) -> bool) -> Value {
         eventually(what, async || self.logs().into_iter().find(&matches)).await
     }

@@ -1,6 +1,6 @@
 //! Base backups by PostgreSQL's functions, because a downloaded installation has no `pg_basebackup`.
 //!
-//! The procedure is that of the chapter "Making a Base Backup Using the Low Level API" of PostgreSQL's manual.
+//! The procedure is described in the chapter "Making a Base Backup Using the Low Level API" of PostgreSQL's manual.
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write as _},
@@ -33,7 +33,8 @@ const EXCLUDED_PREFIXES: [&str; 4] = ["postmaster.pid", "postmaster.opts", "pgsq
 pub(super) struct BackupSession {
     /// The earliest moment to which the backup can be recovered.
     pub(super) ended: DateTime<Utc>,
-    /// Has a temporary replication slot, which keeps the WAL since the start of the backup on the server.
+    /// The connection that owns a temporary replication slot. While the connection is open, the server keeps the WAL
+    /// since the start of the backup, which a standby or a recovery reads.
     _keeps_wal: PgConnection,
 }
 
@@ -73,8 +74,8 @@ pub(super) async fn make(
     Ok(BackupSession { ended, _keeps_wal: connection })
 }
 
-/// Configures the backup in `data` to recover to a moment, with the WAL in `wal`. After the recovery, execute
-/// [`RESET_RECOVERY_SETTINGS`].
+/// Configures the backup in `data` to recover to a moment, with the WAL in `wal`. After the recovery, the caller must
+/// execute [`RESET_RECOVERY_SETTINGS`].
 pub(super) fn recover_to(
     moment: DateTime<Utc>,
     data: &Path,

@@ -27,7 +27,7 @@ impl Binaries {
     pub(super) async fn inspect(directory: &Path, unix_user: &UnixUser) -> Result<Self, String> {
         let postgres = unix_user.launch(&directory.join("postgres")).args(["--version"]);
         let output = run(postgres).await.map_err(|error| match unix_user {
-            UnixUser::Other { name, .. } => format!("user {name} failed to run it: {error}"),
+            UnixUser::Other { name, .. } => format!("user {name} failed to run `postgres`: {error}"),
             UnixUser::Current => error.to_string(),
         })?;
         let version = output.split_whitespace().nth(2).unwrap_or_default().to_owned();

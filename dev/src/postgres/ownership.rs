@@ -10,7 +10,7 @@ use nix::{
 use super::Purpose;
 use crate::project;
 
-/// The owner and the purpose of a database, stored on the server as the database's comment.
+/// The owner and the purpose of a database or role, stored on the server as its comment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ownership {
     /// An environment with this data directory. Two environments on one server must not share a database, because
@@ -31,7 +31,7 @@ impl Ownership {
         }
     }
 
-    /// Parses the comment of a database or role; `None` if it is another comment.
+    /// Parses the comment of a database or role. Returns `None` for any other comment.
     pub fn parse(comment: &str) -> Option<Self> {
         let rest = comment.strip_prefix(&prefix())?;
         if let Some(directory) = rest.strip_prefix("the environment in ") {
@@ -44,8 +44,8 @@ impl Ownership {
         Some(Self::Tests { host, pid, started })
     }
 
-    /// Returns whether the test run has ended: its process on this machine has exited, or it started more than a day
-    /// ago.
+    /// Returns whether the test run has ended: its process on this machine has exited, or the run started more than a
+    /// day ago.
     pub(super) fn is_stale(&self) -> bool {
         match self {
             Self::Environment(_) => false,

@@ -25,15 +25,15 @@ const CATCH_UP_DEADLINE: Duration = Duration::from_secs(30);
 /// Interval of checks whether the standby has caught up.
 const CATCH_UP_POLL: Duration = Duration::from_millis(20);
 
-/// Maximum number of base backups. After a new one, the one before it still reaches further back.
+/// Maximum number of base backups. After a new backup, the previous one still allows a recovery to an earlier moment.
 const MAX_BACKUPS: usize = 2;
 
 /// The guarantee of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ReplicationMode {
-    /// A commit is confirmed once the standby has it on disk. A failover loses no confirmed commit.
+    /// A commit is confirmed once the standby has the commit on disk. A failover loses no confirmed commit.
     Synchronous,
-    /// A commit is confirmed before the standby has it. A failover loses the last ones.
+    /// A commit is confirmed before the standby has the commit. A failover can lose the last confirmed commits.
     Asynchronous,
 }
 
@@ -44,9 +44,9 @@ pub enum Failover {
     ProcessKilled,
     /// The primary's host is lost, and its connections stay open without any response. The standby is promoted.
     HostLost,
-    /// The primary is stopped once the standby has everything. The standby is promoted.
+    /// The primary shuts down cleanly, which sends all WAL to the standby. The standby is promoted.
     Switchover,
-    /// Both servers are lost. The base backup of [`ReplicatedServer::back_up`] becomes the primary.
+    /// Both servers are lost. The newest base backup of [`ReplicatedServer::back_up`] becomes the primary.
     Restore,
 }
 
@@ -60,7 +60,7 @@ pub struct ReplicatedServer {
     nodes: Vec<TcpProxy>,
     /// Index of the primary's node.
     active: usize,
-    /// Leads to the primary, whichever node it is on.
+    /// Proxy to the primary, on whichever node the primary is.
     to_primary: TcpProxy,
     /// Proxy between the primary and the standby.
     replication: TcpProxy,
@@ -136,8 +136,9 @@ impl ReplicatedServer {
         self.backups.drain(..).try_for_each(BaseBackup::discard)
     }
 
-    /// Replaces the primary. Returns once the new primary accepts writes. It has no standby until [`Self::rejoin`].
-    /// Clients reach a restored primary after [`Self::admit`], and every other one at once.
+    /// Replaces the primary. Returns once the new primary accepts writes. The new primary has no standby until
+    /// [`Self::rejoin`]. Clients reach a restored primary only after [`Self::admit`], and any other new primary
+    /// immediately.
     pub async fn fail_over(&mut self, failover: Failover, progress: &dyn Fn(&str)) -> Result<(), Error> {
         match failover {
             Failover::Restore => return self.restore(progress).await,
@@ -160,7 +161,7 @@ impl ReplicatedServer {
         self.active = 1 - self.active;
         self.primary.promote().await?;
         reconnect(&self.to_primary, &self.primary)?;
-        // Deleting data takes seconds, in which the database would be down.
+        // Deleting the lost server's data takes seconds, so it follows after clients can reach the new primary.
         lost.stop_by(signal).await?;
         self.discard_backups()
     }
@@ -171,8 +172,8 @@ impl ReplicatedServer {
         self.replace(restored).await
     }
 
-    /// Restores the database to a moment, or to the oldest one that a base backup reaches. Returns that moment. Clients
-    /// reach the restored server after [`Self::admit`].
+    /// Restores the database to a moment, or to the earliest moment that a base backup reaches. Returns the restored
+    /// moment. Clients reach the restored server after [`Self::admit`].
     pub async fn recover(
         &mut self,
         moment: DateTime<Utc>,
@@ -206,7 +207,7 @@ impl ReplicatedServer {
         proxies.try_for_each(|proxy| reconnect(proxy, &self.primary))
     }
 
-    /// Returns the URL with the address of the current primary, which only this server's failover changes.
+    /// Returns the URL with the current primary's own address, which is valid until the next change of the primary.
     pub fn direct_url(&self, url: &Url) -> Url {
         let mut url = url.clone();
         // The call fails only for a URL without a host. Such a server could not have been reached.
@@ -214,17 +215,18 @@ impl ReplicatedServer {
         url
     }
 
-    /// Starts a new standby on the node without a server, and waits until it follows the primary. Has no effect with a
-    /// standby.
+    /// Starts a new standby on the node without a server, and waits until it follows the primary. Has no effect if a
+    /// standby exists, or without a mode.
     pub async fn rejoin(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         let Some(mode) = self.mode.filter(|_| self.standby.is_none()) else { return Ok(()) };
         reconnect(&self.replication, &self.primary)?;
         let source = self.replication.url_through(self.primary.admin_url());
         let standby = self.primary.standby_with_primary_at(&source, progress).await?;
-        // Once promoted, the standby has no standby of its own, and would confirm no commit.
+        // A promoted standby has no standby of its own, so it would wait forever to confirm a commit.
         confirm_by_standby(&standby, false).await?;
         if let Some(node) = self.nodes.get(1 - self.active) {
-            // Connections to a lost host never end.
+            // Connections to a lost host stay open without a response, so the proxy gives only new connections to the
+            // standby.
             node.redirect_to(address_of(&standby)?);
             node.replace_host();
         }
@@ -234,7 +236,7 @@ impl ReplicatedServer {
         self.caught_up(if synchronous { "sync" } else { "async" }).await
     }
 
-    /// Waits until the standby streams in this state.
+    /// Waits until the standby streams in this synchronization state.
     async fn caught_up(&self, state: &str) -> Result<(), Error> {
         let mut connection = self.primary.connect().await?;
         let deadline = Instant::now() + CATCH_UP_DEADLINE;
@@ -277,7 +279,7 @@ fn reconnect(proxy: &TcpProxy, server: &Server) -> Result<(), Error> {
     Ok(())
 }
 
-/// Sets whether a commit is confirmed only once a standby has it.
+/// Sets whether a commit is confirmed only once a standby has the commit.
 async fn confirm_by_standby(server: &Server, confirm: bool) -> Result<(), Error> {
     let names = if confirm { "*" } else { "" };
     let set = format!("alter system set synchronous_standby_names = '{names}'");

@@ -34,7 +34,7 @@ pub struct Server {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
     Absent,
-    /// Created by this environment, or by a test run.
+    /// Created by this environment or, if this process runs tests, by any test run.
     Ours,
     /// A database without an ownership comment, or of another environment. Contains its comment.
     Foreign(String),
@@ -126,7 +126,8 @@ impl Server {
         self.execute(&[create, ownership]).await
     }
 
-    /// Drops a database that is [`Presence::Ours`], and closes its connections. A missing database is not an error.
+    /// Closes the connections of a database that is [`Presence::Ours`], and drops the database. A missing database is
+    /// not an error.
     pub async fn drop_database(&self, name: &str) -> Result<(), Error> {
         match self.find_database(name).await? {
             Presence::Absent => Ok(()),
@@ -160,7 +161,7 @@ impl Server {
             Presence::Absent => vec![
                 format!("create role {name} {attributes}"),
                 format!("comment on role {name} is {}", sql::text(&self.ownership.to_string())),
-                // Without superuser rights, only a member of this role can create a database for it.
+                // Without superuser rights, only a member of this role can create a database that the role owns.
                 format!(
                     "do $$ begin if not (select rolsuper from pg_roles where rolname = current_user) then grant {name} to current_user; end if; end $$"
                 ),
@@ -251,8 +252,8 @@ impl Server {
         })
     }
 
-    /// Stops this server, and starts another on a base backup of it, recovered to a moment. The data of this server
-    /// stays, because the recovery reads its WAL.
+    /// Stops this server, and starts another server on a base backup of this server, recovered to a moment. The data of
+    /// this server stays, because the recovery reads its WAL.
     pub(super) async fn start_recovered(
         &self,
         backup: BaseBackup,
@@ -260,10 +261,12 @@ impl Server {
         progress: &dyn Fn(&str),
     ) -> Result<Self, Error> {
         let cluster = self.cluster.as_ref().ok_or(Error::NotStartedHere)?;
-        // A recovery ends at the first commit after the moment, so this creates one. The switch writes the WAL to disk.
+        // A recovery ends at the first commit after the moment, so the first statement commits a transaction. The
+        // second statement writes the WAL to disk.
         let commit = ["select pg_current_xact_id()", "select pg_switch_wal()"].map(ToOwned::to_owned);
         self.execute(&commit).await?;
-        // A clean shutdown would remove WAL, because it first ends the connection with the replication slot.
+        // A clean shutdown would remove WAL that the recovery needs, because it first ends the connection with the
+        // replication slot.
         cluster.halt(Signal::SIGQUIT).await?;
         backup.recover_to(moment, cluster)?;
         let server = self.start_on_backup(backup, progress).await?;

@@ -1,7 +1,7 @@
 //! The operating-system user of the server's programs.
 //!
 //! PostgreSQL refuses to run as root. If this process runs as root, as in many containers, PostgreSQL runs as an
-//! unprivileged user. Its data is then in a directory that this user can access.
+//! unprivileged user. PostgreSQL's data is then in a directory that this user can access.
 use std::{
     fmt, fs,
     os::unix::fs::{PermissionsExt as _, chown},

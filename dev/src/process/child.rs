@@ -103,14 +103,14 @@ impl Launch {
         self
     }
 
-    /// Runs as another user, which only root is allowed to do.
+    /// Runs the process as another user, which only root is allowed to do.
     #[must_use]
     pub fn run_as(mut self, uid: u32, gid: u32) -> Self {
         self.command.uid(uid).gid(gid);
         self
     }
 
-    /// Sets how the watchdog ends the process; [`StopMethod::Process`] by default.
+    /// Sets the method by which the watchdog stops the process; [`StopMethod::Process`] by default.
     #[must_use]
     pub fn stop_method(mut self, stop_method: StopMethod) -> Self {
         self.stop_method = stop_method;
@@ -214,7 +214,7 @@ fn watch_for_exit(
 /// The reason why [`Child::wait`] has no exit status.
 #[derive(Debug, thiserror::Error)]
 pub enum WaitError {
-    #[error("process {pid} is still running after {}s", .waited.as_secs_f32())]
+    #[error("process {pid} is still running after {} s", .waited.as_secs_f32())]
     StillRunning { pid: u32, waited: Duration },
     #[error("the exit status of process {pid} was collected by other code")]
     Lost { pid: u32 },
@@ -222,7 +222,7 @@ pub enum WaitError {
     Signal(#[from] io::Error),
 }
 
-/// A running process; killed when dropped.
+/// A running process, which is stopped when the value is dropped.
 #[derive(Debug)]
 pub struct Child {
     pid: u32,
@@ -260,7 +260,7 @@ impl Child {
         Ok(status)
     }
 
-    /// Sends SIGTERM, and SIGKILL at the deadline. The exit status shows whether SIGKILL was necessary.
+    /// Sends SIGTERM, and kills the process at the deadline. The exit status shows whether the kill was necessary.
     pub async fn stop(&self, deadline: Duration) -> Result<ExitStatus, WaitError> {
         self.stop_by(Signal::SIGTERM, deadline).await
     }
@@ -316,7 +316,7 @@ impl Child {
     }
 
     /// Kills the whole process group, including the child's own children. A database server receives an immediate
-    /// shutdown instead: its own children have their own process groups and would outlive a killed parent.
+    /// shutdown instead, because the server's children have their own process groups and would outlive a killed server.
     fn kill(&self) {
         let action = |pid| match self.stop_method {
             StopMethod::Process => killpg(pid, Signal::SIGKILL),

@@ -5,7 +5,7 @@
 //! would fail for no visible reason.
 //!
 //! Threads read output and detect exits, and only waiting is async. Every `#[tokio::test]` has its own runtime, which
-//! ends with the test, but a server may serve later tests.
+//! ends with the test. A server can serve later tests, so no task of a runtime may supervise it.
 mod child;
 mod output;
 mod watchdog;

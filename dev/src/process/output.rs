@@ -1,4 +1,4 @@
-//! The output of a child. The newest lines stay in memory, and each reader reads them at its own speed.
+//! The output of a child. The newest lines stay in memory, and each [`Follower`] reads them at its own speed.
 //!
 //! Bounds: [`MAX_LINES`] lines and [`MAX_BYTES`] of text. The oldest lines are dropped first.
 use std::{
@@ -15,7 +15,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::lock;
 
-/// Maximum number of lines in memory. It exceeds the output of any test.
+/// Maximum number of lines in memory. The number exceeds the output of any test.
 const MAX_LINES: usize = 20_000;
 /// Maximum size of the lines in memory, in bytes.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
@@ -66,7 +66,7 @@ impl fmt::Debug for Log {
     }
 }
 
-/// Memory shared by the two reading threads and every reader.
+/// Memory shared by the two reading threads and every [`Follower`].
 #[derive(Debug)]
 pub(super) struct Output {
     state: Mutex<State>,
@@ -187,7 +187,7 @@ impl Output {
         state.recent.iter().skip(state.recent.len().saturating_sub(count)).cloned().collect()
     }
 
-    /// Waits until both streams have ended. The deadline is necessary, because a grandchild may keep them open.
+    /// Waits until both streams have ended. The deadline is necessary, because a grandchild may keep a stream open.
     pub(super) async fn wait_until_drained(&self, deadline: Duration) {
         let mut changes = self.changes.subscribe();
         timeout(deadline, changes.wait_for(|()| lock(&self.state).streams_open == 0)).await.ok();
@@ -201,7 +201,7 @@ impl Output {
     }
 }
 
-/// A reader of a child's lines, in order. A slow reader misses lines that were dropped from memory.
+/// A reader of a child's stored lines, in order. A slow follower misses lines that were dropped from memory.
 #[derive(Debug)]
 pub struct Follower {
     output: Arc<Output>,
@@ -264,6 +264,6 @@ mod tests {
         assert_eq!(output.lines().len(), MAX_BYTES / (1024 * 1024));
         print("the newest".to_owned());
         let found = reader.find(Duration::from_secs(10), |line| line == "the newest").await;
-        assert!(found.is_some(), "a slow reader continues with the oldest stored line");
+        assert!(found.is_some(), "the slow follower missed the newest line");
     }
 }

@@ -1,7 +1,8 @@
 //! A small process that reads a pipe from this process. When the pipe closes, the watchdog stops the registered
 //! processes and removes the registered directories.
 //!
-//! The watchdog is a shell script, so that every executable with this library can start it, including each test binary.
+//! The watchdog is a shell script, so that every executable with this library can start the watchdog, including each
+//! test binary.
 use std::{
     fmt::Display,
     io::{self, Write as _},
@@ -35,7 +36,8 @@ impl Watchdog {
         if let Some(watchdog) = GLOBAL.get() {
             return Ok(watchdog);
         }
-        // A concurrent call may start a second watchdog. It ends without effect, because its pipe is dropped below.
+        // A concurrent call may start a second watchdog. The second watchdog ends without effect, because its pipe is
+        // dropped below.
         let started = Self::start()?;
         Ok(GLOBAL.get_or_init(|| started))
     }

@@ -20,8 +20,8 @@ without() {
     done
 }
 
-# Treats a zombie as ended, because in a container often no process reaps it. If `ps` lacks these options, it prints
-# nothing, and the process counts as alive.
+# Treats a zombie as ended, because in a container often no process reaps zombies. If `ps` lacks these options, `ps`
+# prints nothing, and the process counts as alive.
 any_alive() {
     for pid in "$@"; do
         kill -s 0 -- "$pid" || continue
@@ -41,7 +41,7 @@ signal() {
     done
 }
 
-# end FIRST LAST TENTHS PID…: sends signal FIRST, waits, then sends signal LAST.
+# end FIRST LAST TENTHS PID…: sends signal FIRST, waits at most TENTHS tenths of a second, then sends signal LAST.
 end() {
     first=$1
     last=$2

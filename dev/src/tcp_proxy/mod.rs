@@ -1,8 +1,8 @@
 //! A TCP proxy between two parts of the system, for tests that cut, slow or stall the connections.
 //!
-//! A server can fail in three ways, and its clients must survive each. It closes connections at once (a restart), it
-//! stops responding (a lock-up, a lost route), or another host takes over its address. With several servers the proxy
-//! is also a load balancer: each connection goes to the next server that accepts it.
+//! A server can fail in three ways, and its clients must survive each. The server closes all connections (a restart),
+//! it stops responding (a lock-up, a lost route), or another host takes over its address. With several servers the
+//! proxy is also a load balancer: each connection goes to the next server that accepts it.
 mod round_trips;
 
 use std::{
@@ -45,7 +45,7 @@ enum Flow {
 /// Normal operation: passes all data without delay.
 const UNDELAYED: Flow = Flow::Flowing(Duration::ZERO);
 
-/// A TCP proxy. Dropping the value ends it.
+/// A TCP proxy. Dropping the value closes the proxy.
 #[derive(Debug)]
 pub struct TcpProxy {
     address: SocketAddr,
@@ -57,9 +57,9 @@ pub struct TcpProxy {
 struct ProxyState {
     servers: Mutex<Vec<SocketAddr>>,
     next_server: AtomicUsize,
-    /// State of new connections.
+    /// Flow of new connections, and of all connections since the last replacement.
     flow: Mutex<watch::Sender<Flow>>,
-    /// State of connections to replaced hosts. They never pass data again.
+    /// Flow of the connections to replaced hosts, which never pass data again.
     replaced: Mutex<Vec<watch::Sender<Flow>>>,
     rejected: AtomicUsize,
     round_trips: AtomicUsize,
@@ -175,7 +175,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl ProxyState {
-    /// Connects to the next server that accepts; `None` if none does.
+    /// Connects to the next server that accepts. Returns `None` if no server accepts.
     async fn connect(&self) -> Option<TcpStream> {
         let servers = lock(&self.servers).clone();
         for _ in &servers {
@@ -282,6 +282,6 @@ mod tests {
         proxy.replace_host();
         drop(client);
         let closed = timeout(CONNECT_TIMEOUT, accepted.read(&mut [0])).await;
-        assert_eq!(closed.expect("the server's connection ends").unwrap_or(0), 0);
+        assert_eq!(closed.expect("the server's connection did not end").unwrap_or(0), 0);
     }
 }

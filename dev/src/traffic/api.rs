@@ -56,7 +56,7 @@ pub(crate) struct ApiResponse {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) text: String,
-    /// The body as JSON, or null if it is not JSON.
+    /// The body as JSON, or null if the body is not JSON.
     pub(crate) body: Value,
 }
 
@@ -65,7 +65,7 @@ impl ApiResponse {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Returns whether the response is a replay of an earlier response under the same key.
+    /// Returns whether the response is a replay of an earlier response with the same idempotency key.
     pub(crate) fn is_replayed(&self) -> bool {
         self.header("idempotency-replayed") == Some("true")
     }

@@ -8,7 +8,7 @@ pub(crate) struct Customer {
     pub(crate) token: Option<String>,
     /// True while a registration or a login is in flight.
     pub(crate) is_logging_in: bool,
-    /// The state of earlier actions.
+    /// The domain's state of the customer, from earlier actions.
     pub(crate) memory: Memory,
 }
 

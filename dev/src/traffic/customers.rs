@@ -15,7 +15,7 @@ use super::{
 };
 use crate::example::traffic::{self as example, memory::SharedMemory};
 
-/// Minimum interval of registrations and logins. The service limits them per address, and all customers share one
+/// Minimum interval of registrations and logins. The service limits both per address, and all customers share one
 /// address.
 const LOGIN_INTERVAL: Duration = Duration::from_millis(2500);
 
@@ -46,7 +46,7 @@ impl CustomerPool {
         lock(&self.report).clone()
     }
 
-    /// Counts a request that was not sent because too many were in flight.
+    /// Counts a request that was not sent because too many requests were in flight.
     pub(super) fn count_not_sent(&self) {
         lock(&self.report).not_sent += 1;
     }

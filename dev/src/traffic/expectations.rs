@@ -1,4 +1,4 @@
-//! The API contract of all responses. Each function returns the violated rule.
+//! The API contract of all responses. Each function returns the first violated rule, if any.
 use serde_json::Value;
 
 use super::api::ApiResponse;
@@ -40,7 +40,7 @@ pub(crate) fn is_problem(response: &ApiResponse) -> CheckResult {
     Ok(())
 }
 
-/// Checks an error response with this status and its required parts.
+/// Checks that a response is a problem with this status, and has the headers that the status requires.
 pub(crate) fn is_rejected(response: &ApiResponse, status: u16) -> CheckResult {
     has_status(response, status)?;
     is_problem(response)?;

@@ -32,7 +32,8 @@ impl ApiRequest<'_> {
             RequestOutcome::Expected(response) => {
                 lock(customer).token = Some(text(&response.body, "token").to_owned());
             }
-            // The user may no longer exist, for example after a restore of the database.
+            // The user may no longer exist, for example after a restore of the database. The customer then registers
+            // again.
             RequestOutcome::Unexpected => {
                 *lock(customer) = Customer { is_logging_in: true, ..Customer::default() }
             }

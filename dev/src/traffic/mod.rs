@@ -4,7 +4,8 @@
 //! loop would send fewer requests to a slow service and hide the slowness. Every response is checked against the
 //! service's API contract. Violations are counted as unexpected responses, and the first ones are stored.
 //!
-//! At each tick one customer sends one request. The seed and the customer's state determine the request.
+//! At each tick one request is sent: by one customer, or without a session while no customer is logged in. The seed and
+//! the customer's state determine the request.
 //!
 //! - [`api`]: one request and its response
 //! - [`customer`]: the state of a customer
@@ -48,7 +49,7 @@ pub struct Settings {
     pub rate_per_second: f64,
     /// Seed of all choices. The same seed makes the same choices as long as the responses are the same.
     pub seed: u64,
-    /// Number of customers. They register one by one, because the service limits logins from one address.
+    /// Number of customers. Customers register one by one, because the service limits logins from one address.
     pub customers: usize,
 }
 
@@ -75,7 +76,7 @@ impl Switch {
     }
 }
 
-/// Running traffic. Dropping the value ends it; [`Traffic::stop`] also returns the report.
+/// Running traffic. Dropping the value ends the traffic; [`Traffic::stop`] also returns the report.
 pub struct Traffic {
     pool: Arc<CustomerPool>,
     switch: Switch,
@@ -104,7 +105,7 @@ impl Traffic {
         self.pool.report()
     }
 
-    /// Sends no further requests, waits briefly for those in flight, and returns the report.
+    /// Sends no further requests, waits briefly for the requests in flight, and returns the report.
     pub async fn stop(self) -> Report {
         self.stop.send_replace(true);
         let _ = self.task.await;

@@ -20,17 +20,17 @@ pub struct Report {
     pub customers: u64,
     /// Results of the customers' actions.
     pub counts: Counts,
-    /// Correct replays under the same key.
+    /// Correct replays of a request with the same idempotency key.
     pub replays: u64,
     /// Deliberately invalid requests that were rejected correctly.
     pub rejections: u64,
-    /// Logins after the end of a session.
+    /// Sessions that ended with a 401, after which the customer logs in again.
     pub logins_after_expiry: u64,
     /// Responses 429, 503 and 504, after which the request can be retried.
     pub busy: u64,
     /// Requests without a complete response.
     pub unanswered: u64,
-    /// Requests that were not sent because too many were in flight.
+    /// Requests that were not sent because too many requests were in flight.
     pub not_sent: u64,
     /// Responses that violate the API contract.
     pub unexpected: u64,

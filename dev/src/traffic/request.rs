@@ -40,8 +40,8 @@ impl<'a> ApiRequest<'a> {
         lock(self.report)
     }
 
-    /// Sends a call and counts its outcome. `expected` returns the violation of a response. It is not called without a
-    /// response, nor for responses 429, 503 and 504 that are counted as busy.
+    /// Sends a call and counts its outcome. `expected` returns the violation of a response. `expected` is not called
+    /// without a response, nor for responses 429, 503 and 504 that are counted as busy.
     pub(crate) async fn send(
         &self,
         call: &Call,

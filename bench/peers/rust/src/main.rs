@@ -71,7 +71,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn log_access(response: &Response, latency: Duration, _: &Span) {
-    // Method, path and route are fields of the span, which the formatter adds to these.
+    // Method, path and route are fields of the span. The formatter adds them to the fields below.
     let correlation_id = response.headers().get(&CORRELATION_ID).and_then(|id| id.to_str().ok());
     tracing::info!(
         target: "access",

@@ -1,4 +1,4 @@
-//! Placing and showing orders: one transaction of several statements, one round trip each.
+//! Placing an order in one transaction, with one round trip for each statement, and showing an order.
 use std::collections::{BTreeSet, HashMap};
 
 use axum::{
@@ -131,7 +131,7 @@ fn parse_basket(body: &[u8]) -> Result<Basket, Problem> {
     if errors.is_empty() { Ok(basket) } else { Err(Problem::invalid(errors)) }
 }
 
-/// Claims the key. Returns false if another request has it.
+/// Claims the idempotency key. Returns false if another request has claimed the key.
 #[tracing::instrument(name = "INSERT idempotency_keys", skip_all)]
 async fn claim(
     transaction: &mut PgTransaction<'_>,
@@ -156,7 +156,7 @@ async fn claim(
     Ok(inserted.rows_affected() == 1)
 }
 
-/// Returns the stored response of the key.
+/// Returns the stored response of the idempotency key.
 async fn replay(pool: &PgPool, caller: &Caller, key: &str, fingerprint: &[u8]) -> Result<Response, Problem> {
     let (first, order_id, response_body): (Vec<u8>, Option<Uuid>, Option<String>) = sqlx::query_as(
         "select fingerprint, resource_id, response_body from idempotency_keys where scope = $1 and key = $2",
@@ -228,7 +228,7 @@ async fn price_order(
     })
 }
 
-/// Inserts many rows in one statement with `unnest`, as sqlx's FAQ recommends.
+/// Inserts an order, and all of its items in one statement with `unnest`, as sqlx's FAQ recommends.
 #[tracing::instrument(name = "INSERT orders", skip_all)]
 async fn insert(transaction: &mut PgTransaction<'_>, order: &Order) -> Result<(), sqlx::Error> {
     sqlx::query(
@@ -310,7 +310,7 @@ pub async fn show(
     order.map(Json).ok_or_else(Problem::not_found)
 }
 
-/// Returns an order; with a customer, only if the order belongs to that customer.
+/// Returns an order. With `owner`, the order must belong to this customer.
 #[tracing::instrument(name = "SELECT orders", skip_all)]
 async fn find(pool: &PgPool, id: Uuid, owner: Option<Uuid>) -> Result<Option<Order>, sqlx::Error> {
     type Row = (Uuid, Uuid, String, String, i64, Jsonb<Vec<OrderItem>>, DateTime<Utc>, DateTime<Utc>);

@@ -35,7 +35,7 @@ impl Expression {
         longest_range(&self.0)
     }
 
-    /// Returns the metrics that the expression uses.
+    /// Returns the names of the metrics that the expression uses.
     pub fn metrics(&self) -> Vec<String> {
         let mut names = Vec::new();
         collect_names(&self.0, &mut names);

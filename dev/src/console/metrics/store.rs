@@ -14,7 +14,7 @@ use super::{
 /// Retention time of samples.
 pub const RETENTION: Duration = Duration::from_mins(15);
 
-/// Maximum number of series. Samples of further series are ignored. A service has about half as many.
+/// Maximum number of series. Samples of further series are ignored. A service has about half as many series.
 const MAX_SERIES: usize = 5_000;
 
 /// The value that marks the end of a series, as in Prometheus.
@@ -43,9 +43,9 @@ pub(super) struct Series {
 #[derive(Debug, Default)]
 pub struct Store {
     series: BTreeMap<u64, Series>,
-    /// Series by name.
+    /// Ids of the series of each metric name.
     names: HashMap<String, BTreeSet<u64>>,
-    /// Series by target, and by the name and labels in the target's response.
+    /// Ids of the series by target, and by the name and labels in the target's response.
     series_by_text: HashMap<String, HashMap<String, u64>>,
     next: u64,
 }

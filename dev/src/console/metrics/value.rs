@@ -1,4 +1,4 @@
-//! The value of an expression, or the reason why it has none.
+//! The value of an expression, or the reason why the expression has no value.
 use super::{Element, Labels};
 
 /// The reason why an expression has no value.
@@ -33,7 +33,7 @@ impl Value {
     }
 }
 
-/// Changes the values. Removes the metric names, as every operation of `PromQL` does.
+/// Applies `change` to every value. Removes the metric names, as every operation of `PromQL` does.
 pub(super) fn map(elements: Vec<Element>, change: impl Fn(f64) -> f64) -> Vec<Element> {
     let changed = |element: Element| Element::unnamed(element.labels, change(element.value));
     elements.into_iter().map(changed).collect()

@@ -21,9 +21,9 @@ pub(super) fn aggregate(aggregate: &AggregateExpr, elements: Vec<Element>) -> Re
         T_SUM => |values| values.iter().sum(),
         T_MAX => |values| values.iter().copied().fold(f64::NAN, f64::max),
         T_MIN => |values| values.iter().copied().fold(f64::NAN, f64::min),
-        #[expect(clippy::cast_precision_loss, reason = "a number of series")]
+        #[expect(clippy::cast_precision_loss, reason = "less than a million series")]
         T_COUNT => |values| values.len() as f64,
-        #[expect(clippy::cast_precision_loss, reason = "a number of series")]
+        #[expect(clippy::cast_precision_loss, reason = "less than a million series")]
         T_AVG => |values| values.iter().sum::<f64>() / values.len() as f64,
         _ => return Err(Error::unsupported(&aggregate.op)),
     };
@@ -103,9 +103,9 @@ fn operation(operator: TokenId, binary: &BinaryExpr) -> Result<Operation, Error>
         T_GTE => Filter(|left, right| left >= right),
         T_LSS => Filter(|left, right| left < right),
         T_LTE => Filter(|left, right| left <= right),
-        #[expect(clippy::float_cmp, reason = "the language compares exactly")]
+        #[expect(clippy::float_cmp, reason = "PromQL compares exactly")]
         T_EQLC => Filter(|left, right| left == right),
-        #[expect(clippy::float_cmp, reason = "the language compares exactly")]
+        #[expect(clippy::float_cmp, reason = "PromQL compares exactly")]
         T_NEQ => Filter(|left, right| left != right),
         _ => return Err(Error::unsupported(&binary.op)),
     })

@@ -39,7 +39,7 @@ function rule(one, opened) {
       h("span", { class: "n" }, value, evaluation.limit && h("small", { class: "muted" }, ` alert ${evaluation.limit}`)),
       h("span", { class: `severity ${one.severity}` }, one.severity)),
     h("pre", {}, one.expression),
-    evaluation.since && h("p", {}, `Since ${clock(evaluation.since)}, ${ago(evaluation.since)} ago${one.hold_time ? `; it fires after ${one.hold_time}` : ""}.`),
+    evaluation.since && h("p", {}, `Since ${clock(evaluation.since)}, ${ago(evaluation.since)} ago${one.hold_time ? `; the alert fires after ${one.hold_time}` : ""}.`),
     evaluation.notes.map((note) => h("p", { class: "note" }, note)),
     h("p", {}, h("a", { href: `${state.inbox}runbooks/${one.runbook}`, target: "_blank", rel: "noopener" }, "Runbook")));
 }

@@ -6,7 +6,7 @@ function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (name === "style") Object.entries(value).forEach(([property, of]) => element.style.setProperty(property, of));
+    else if (name === "style") Object.entries(value).forEach(([property, text]) => element.style.setProperty(property, text));
     else element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
@@ -29,7 +29,7 @@ export function replace(element, ...children) {
   successor?.focus({ preventScroll: true });
 }
 
-/** Sends a request to the console and returns its JSON. Without a body it is a GET, otherwise a POST. Throws the error of an error response. */
+/** Sends a request to the console and returns its JSON. The request is a GET without a body, otherwise a POST. Throws the error of an error response. */
 export async function fetchJson(path, body) {
   const options = body === undefined
     ? {}

@@ -23,7 +23,7 @@ export async function open(element) {
   failed = "";
   replace(root, placeholder("Loading the switches…"));
   await load();
-  // The lag of a standby changes without an event.
+  // The lag of a standby changes without an event, so the page polls it.
   if (database && root.classList.contains("view-faults")) timer = setInterval(load, 2000);
 }
 

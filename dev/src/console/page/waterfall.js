@@ -37,7 +37,7 @@ async function load() {
     ({ trace, lines } = found);
     render();
   } catch (error) {
-    if (!trace) replace(root, placeholder(`${error.message}. It may still be in progress: spans arrive one second after they end.`));
+    if (!trace) replace(root, placeholder(`${error.message}. The trace may still be in progress: spans arrive one second after they end.`));
   }
 }
 
@@ -72,8 +72,8 @@ function bar(span, total) {
   h("span", { class: "n" }, duration(span.duration_ms)));
 }
 
-function attributes(of) {
-  return h("dl", { class: "attributes" }, Object.entries(of).map(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
+function attributes(values) {
+  return h("dl", { class: "attributes" }, Object.entries(values).map(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
 }
 
 const traceLink = (link) => h("li", {}, h("a", { href: `/traces/${link.trace_id}${query({ span: link.span_id })}` }, link.trace_id));
@@ -112,7 +112,7 @@ function render() {
       " ", h("a", { href: `/logs${query({ trace_id: trace.trace_id })}` }, "in the logs")));
   const logs = h("section", { class: "panel trace-logs" },
     h("h2", {}, span ? "Log lines of this span" : "Log lines of the trace", " ", h("small", {}, String(shownLines.length))),
-    shownLines.length === 0 ? placeholder(span ? "No log lines of this span. Select it again to show the lines of the whole trace." : "No log lines.")
+    shownLines.length === 0 ? placeholder(span ? "No log lines of this span. Select the span again to show the lines of the whole trace." : "No log lines.")
       : h("div", { class: "lines" }, shownLines.map((one) => line(one, { chosen: one.span_id === chosen, onspan: choose }))));
   replace(root, title, h("div", { class: "columns trace-columns" },
     h("section", { class: "panel waterfall" }, h("div", { class: "head" }, h("span", {}, "Span"), scale(total), h("span", {})), trace.waterfall.map((one) => bar(one, total))),

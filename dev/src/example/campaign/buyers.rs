@@ -1,7 +1,7 @@
-//! Customers who remember every order and payment that the service has acknowledged, and retry until it has.
+//! Customers who retry each order and payment until the service acknowledges it, and remember all acknowledged ones.
 //!
-//! A buyer places an order, pays it, and begins again. Every amount is unique, so two charges of one amount are a
-//! double charge, whatever their references are.
+//! A buyer places an order, pays it, and begins with the next order. Every amount is unique, so two charges of the same
+//! amount are a double charge, even with different references.
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
@@ -41,17 +41,18 @@ const BUYERS: usize = 6;
 /// Pause between two purchases.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Pause between two attempts of a request. Shorter than `Retry-After`, because the attempts measure an outage.
+/// Pause between two attempts of a request. The pause is shorter than `Retry-After`, because the attempts measure the
+/// duration of an outage.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Two products of 1090 and 1190 cents. The amounts of two purchases are equal only if the quantities of the first
-/// product differ by a multiple of 119.
+/// product differ by a multiple of 119, which [`MAX_FIRST_QUANTITY`] prevents.
 const PRODUCTS: [&str; 2] = ["BEAN-COL-250", "BEAN-ETH-250"];
 
 /// Maximum quantity of the first product.
 const MAX_FIRST_QUANTITY: i32 = 100;
 
-/// An acknowledged order, and its payment once that is acknowledged too.
+/// An acknowledged order, and its payment after the payment is acknowledged too.
 #[derive(Debug, Clone, Copy)]
 struct Purchase {
     order: Uuid,
@@ -60,19 +61,19 @@ struct Purchase {
 
 /// Running buyers.
 pub(super) struct Buyers {
-    store: Arc<Shop>,
+    shop: Arc<Shop>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
     /// One probe for each replica after each failover.
     probes: JoinSet<Probe>,
-    /// The times that the probes have measured.
+    /// Times until a write succeeded, measured by the probes since the last review.
     recoveries: Vec<Duration>,
-    /// Replicas at which no write succeeded.
+    /// Replicas at which no write succeeded within [`SETTLE_TIMEOUT`], since the last review.
     failed: Vec<SocketAddr>,
     failover: Option<Failover>,
 }
 
-/// The replica of a probe, and the time until a write succeeded.
+/// The address and process id of a probed replica, and the time until a write succeeded. `None` if no write succeeded.
 type Probe = ((SocketAddr, u32), Option<Duration>);
 
 impl Buyers {
@@ -84,7 +85,7 @@ impl Buyers {
             .await?;
         connection.close().await?;
         let stop = watch::Sender::new(false);
-        let store = Arc::new(Shop {
+        let shop = Arc::new(Shop {
             client: http::client(Duration::from_secs(15))?,
             api: test_bed.api_url()?,
             products,
@@ -96,10 +97,10 @@ impl Buyers {
         });
         let mut tasks = JoinSet::new();
         for _ in 0..BUYERS {
-            tasks.spawn(Arc::clone(&store).buy());
+            tasks.spawn(Arc::clone(&shop).buy());
         }
         Ok(Self {
-            store,
+            shop,
             stop,
             tasks,
             probes: JoinSet::new(),
@@ -109,37 +110,37 @@ impl Buyers {
         })
     }
 
-    /// Measures the time until a write succeeds at each replica. Called when the new primary accepts writes.
+    /// Starts to measure, at each replica, the time until a write succeeds. Called when the new primary accepts writes.
     pub(super) fn failed_over(&mut self, failover: Failover, test_bed: &TestBed) {
         self.failover = Some(failover);
         for replica in test_bed.replicas() {
-            let store = Arc::clone(&self.store);
+            let shop = Arc::clone(&self.shop);
             self.probes.spawn(async move {
                 let began = Instant::now();
                 let url = Url::parse(&format!("http://{}/", replica.0)).ok();
-                let placed = async { store.place(&url?).await };
+                let placed = async { shop.place(&url?).await };
                 let placed = timeout(SETTLE_TIMEOUT, placed).await.ok().flatten();
                 (replica, placed.map(|_placed| began.elapsed()))
             });
         }
     }
 
-    /// Compares everything acknowledged so far with the database, and retries the lost payments under their keys.
-    /// Returns the violations.
+    /// Compares all acknowledged orders and payments with the database, and retries each lost payment with its
+    /// idempotency key. Returns the violations.
     pub(super) async fn review(&mut self, test_bed: &TestBed) -> Result<Vec<String>, Error> {
         let mut violations: Vec<_> =
             self.failed.drain(..).map(|replica| format!("no write succeeds at {replica}")).collect();
         let recoveries = std::mem::take(&mut self.recoveries);
         let mut change = ChangeReport { times: 1, recoveries, ..ChangeReport::default() };
 
-        let acknowledged = self.store.purchases().clone();
+        let acknowledged = self.shop.purchases().clone();
         let (orders, payments) = stored(test_bed.owner_url(), &acknowledged).await?;
         let mut unpaid = Vec::new();
         for (key, purchase) in acknowledged {
             let is_lost = !orders.contains(&purchase.order);
             if is_lost {
                 change.lost_orders += 1;
-                self.store.purchases().remove(&key);
+                self.shop.purchases().remove(&key);
             }
             if purchase.payment.is_some_and(|payment| !payments.contains(&payment)) {
                 change.lost_payments += 1;
@@ -147,8 +148,8 @@ impl Buyers {
             }
         }
         for (key, order) in unpaid {
-            let retried = timeout(SETTLE_TIMEOUT, self.store.pay(order, &key)).await.ok().flatten();
-            self.store.report().restored_by_retry += u64::from(retried.is_some());
+            let retried = timeout(SETTLE_TIMEOUT, self.shop.pay(order, &key)).await.ok().flatten();
+            self.shop.report().restored_by_retry += u64::from(retried.is_some());
         }
 
         let (lost_orders, lost_payments) = (change.lost_orders, change.lost_payments);
@@ -158,7 +159,7 @@ impl Buyers {
             violations
                 .push(format!("acknowledged, but lost: {lost_orders} orders, {lost_payments} payments"));
         }
-        let mut report = self.store.report();
+        let mut report = self.shop.report();
         if let Some(failover) = self.failover.take() {
             let total = report.changes.entry(failover).or_default();
             total.times += 1;
@@ -174,11 +175,12 @@ impl Buyers {
         Ok(violations)
     }
 
-    /// Returns whether a probe still waits for the success of a write.
+    /// Collects the results of the finished probes. Returns whether a probe still waits for a write to succeed.
     pub(super) fn are_probing(&mut self, test_bed: &TestBed) -> bool {
         while let Some(Ok((replica, recovery))) = self.probes.try_join_next() {
             match recovery {
-                // A replica that was replaced meanwhile has also spent the time of a start.
+                // The time at a replica that was replaced meanwhile includes the start of its new process, so it is not
+                // counted.
                 Some(recovery) if test_bed.replicas().contains(&replica) => self.recoveries.push(recovery),
                 Some(_) => {}
                 None => self.failed.push(replica.0),
@@ -191,7 +193,7 @@ impl Buyers {
     pub(super) async fn stop(mut self) -> FailoverReport {
         self.stop.send_replace(true);
         while self.tasks.join_next().await.is_some() {}
-        self.store.report().clone()
+        self.shop.report().clone()
     }
 }
 
@@ -220,7 +222,7 @@ fn double_charges(test_bed: &TestBed) -> usize {
     charges.values().map(|count| count.saturating_sub(1)).sum()
 }
 
-/// The service, as the buyers see it.
+/// The client of the service, and the results, shared by all buyers.
 struct Shop {
     client: Client,
     api: Url,
@@ -252,7 +254,7 @@ impl Shop {
         }
     }
 
-    /// Places an order. Returns the key for its payment, and its id.
+    /// Places an order. Returns the idempotency key for the order's payment, and the order's id.
     async fn place(&self, api: &Url) -> Option<(String, Uuid)> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let quantities = [number % MAX_FIRST_QUANTITY + 1, number / MAX_FIRST_QUANTITY + 1];
@@ -271,7 +273,8 @@ impl Shop {
         Some((key, order))
     }
 
-    /// Pays an order, and retries until the outcome is known. Returns `None` if the order is unknown to the service.
+    /// Pays an order, and retries until the outcome is known. Returns `None` if [`Self::insist`] does, for example for
+    /// an order that is unknown to the service.
     async fn pay(&self, order: Uuid, key: &str) -> Option<Uuid> {
         let (path, card) = (format!("v1/orders/{order}/payments"), json!({ "payment_method": "pm_card_ok" }));
         let mut acknowledged = false;
@@ -290,8 +293,8 @@ impl Shop {
         }
     }
 
-    /// Sends a request until it succeeds. Returns `None` at the end of the campaign, if the resource is unknown to the
-    /// service, and for a response that the API contract does not allow.
+    /// Retries a request until it succeeds. Returns `None` at the end of the campaign, if the resource is unknown to
+    /// the service, and for a response that the API contract does not allow.
     async fn insist(&self, api: &Url, path: &str, key: &str, body: &Value) -> Option<(u16, Value)> {
         let url = api.join(path).ok()?;
         let mut refused = None;
@@ -328,7 +331,8 @@ impl Shop {
         None
     }
 
-    /// Returns the token of the session. Logs in if there is none, or if the service has refused it.
+    /// Returns the token of the buyers' common session. Logs in if there is no session, or if the service has refused
+    /// its token.
     async fn token(&self, refused: Option<&str>) -> Option<String> {
         let mut token = self.token.lock().await;
         if token.as_deref() == refused {

@@ -4,25 +4,26 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use super::{faults::Fault, orphans::OrphanReport, percentile::percentile};
 use crate::postgres::{Failover, ReplicationMode};
 
-/// The results of all changes of the primary, and of the customers' requests meanwhile.
+/// The results of all changes of the primary, and of the buyers' requests during the campaign.
 #[derive(Debug, Clone)]
 pub struct FailoverReport {
     pub mode: ReplicationMode,
     pub changes: BTreeMap<Failover, ChangeReport>,
-    /// Orders and payments that were acknowledged with a 2xx response.
+    /// Number of orders that the service acknowledged with a 2xx response.
     pub orders: u64,
+    /// Number of payments that the service acknowledged with a 2xx response.
     pub payments: u64,
     /// Charges beyond the first one for the same purchase.
     pub double_charges: usize,
-    /// Lost payments that the client's retry under the same key has restored, without a second charge.
+    /// Number of lost payments that a retry with the same idempotency key has restored.
     pub restored_by_retry: u64,
-    /// Charges and refunds of the gateway without a row in the database.
+    /// Charges and refunds of the gateway whose rows are lost.
     pub orphans: OrphanReport,
     /// Number of responses that request a retry, by status.
     pub turned_away: BTreeMap<u16, u64>,
     /// Requests without a response.
     pub unanswered: u64,
-    /// Every other response.
+    /// Responses that the API contract does not allow.
     pub unexpected: Vec<String>,
 }
 
@@ -30,10 +31,11 @@ pub struct FailoverReport {
 #[derive(Debug, Clone, Default)]
 pub struct ChangeReport {
     pub times: u32,
-    /// Acknowledged orders and payments that are not in the new primary.
+    /// Number of acknowledged orders that are not in the new primary.
     pub lost_orders: usize,
+    /// Number of acknowledged payments that are not in the new primary.
     pub lost_payments: usize,
-    /// Time from the promotion until a write succeeds, for each replica.
+    /// Time from the moment at which the new primary accepts writes until a write succeeds, for each replica.
     pub recoveries: Vec<Duration>,
 }
 

@@ -59,7 +59,7 @@ pub enum Secret {
 pub enum Fault {
     /// `kill -9` of a replica.
     Kill { replica: usize },
-    /// A replica that crashes when it reaches the given point.
+    /// A replica that crashes when it reaches the given crash point.
     Crash { replica: usize, point: &'static str },
     /// A replica whose log is on a full disk.
     FullDisk { replica: usize },
@@ -67,7 +67,7 @@ pub enum Fault {
     RestartDatabase,
     /// `kill -9` of PostgreSQL.
     KillDatabase,
-    /// All connections to a component are cut at once.
+    /// All connections to a component are cut at the same time.
     Cut(Component),
     /// All traffic to and from a component is delayed.
     Slow(Component, Duration),
@@ -192,8 +192,8 @@ impl fmt::Display for ScheduledFault {
     }
 }
 
-/// Draws the faults of one round, in chronological order: a crash, a gateway fault, a fault of a client, a lock or a
-/// secret, and often a fourth fault.
+/// Draws the faults of one round, in chronological order: a kill or crash, a gateway fault, a fault that affects
+/// clients, locks or secrets, and often a network or database fault.
 pub fn draw(rng: &mut impl Rng, replicas: usize, length: Duration) -> Vec<ScheduledFault> {
     let mut faults = vec![
         kill_or_crash(rng, replicas),
@@ -206,7 +206,7 @@ pub fn draw(rng: &mut impl Rng, replicas: usize, length: Duration) -> Vec<Schedu
     schedule(rng, faults, length, Vec::new())
 }
 
-/// Draws the faults of one round of failovers: a change of the primary, a gateway fault, and sometimes a crash.
+/// Draws the faults of one round of failovers: a change of the primary, a gateway fault, and sometimes a kill or crash.
 pub fn draw_failover(rng: &mut impl Rng, replicas: usize, length: Duration) -> Vec<ScheduledFault> {
     let failover = match rng.random_range(0..8) {
         0..=2 => Failover::ProcessKilled,
@@ -218,19 +218,19 @@ pub fn draw_failover(rng: &mut impl Rng, replicas: usize, length: Duration) -> V
     if rng.random_bool(0.3) {
         faults.push(kill_or_crash(rng, replicas));
     }
-    // A restore occurs as late as possible, so that it loses rows of several seconds.
+    // A restore occurs as late as possible, so that the rows of several seconds are lost.
     let share = if failover == Failover::Restore { 1.0 } else { rng.random() };
     let after = latest_time(length).mul_f64(share);
     let failover = ScheduledFault { after, fault: Fault::Failover(failover) };
     schedule(rng, faults, length, vec![failover])
 }
 
-/// Returns the latest time of a fault. The rest of the fault period lets the fault take effect.
+/// Returns the latest time at which a fault starts. The fault takes effect in the rest of the fault period.
 fn latest_time(length: Duration) -> Duration {
     length.mul_f64(0.6)
 }
 
-/// Draws the time of each fault. Returns them with the already scheduled ones, in chronological order.
+/// Draws the time of each fault. Returns these faults with the already scheduled ones, in chronological order.
 fn schedule(
     rng: &mut impl Rng,
     faults: Vec<Fault>,
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_of_failovers_has_exactly_one() {
+    fn a_round_of_failovers_changes_the_primary_exactly_once() {
         let mut rng = StdRng::seed_from_u64(7);
         let mut drawn = std::collections::BTreeSet::new();
         for _ in 0..200 {

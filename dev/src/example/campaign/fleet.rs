@@ -31,7 +31,7 @@ pub(super) struct Fleet {
     logs: PathBuf,
     client: reqwest::Client,
     full_disk: FullDisk,
-    /// Number of replicas that were killed or crashed.
+    /// Number of times that a replica was killed or crashed.
     pub(super) replica_exits: u32,
 }
 
@@ -130,7 +130,7 @@ impl Fleet {
         self.replace(replica, "CRASH_AT", point.as_ref()).await
     }
 
-    /// Replaces a replica with one whose log is on a full disk. It runs until another fault replaces it.
+    /// Replaces a replica with one whose log is on a full disk. This replica runs until another fault ends it.
     pub(super) async fn fill_disk(&mut self, replica: usize) -> Result<(), super::Error> {
         match self.full_disk.path()?.map(Path::to_owned) {
             Some(directory) => self.replace(replica, "LOG_DIRECTORY", directory.as_os_str()).await,
@@ -152,7 +152,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Kills the replicas with a rotated secret. Their replacements have the common settings.
+    /// Kills the replicas with a rotated secret. [`Self::restart_dead`] restarts them with the common settings.
     pub(super) fn end_rotations(&mut self) {
         for replica in self.replicas.iter_mut().filter(|replica| replica.is_rotated) {
             // The replica may already be dead.
@@ -227,7 +227,7 @@ impl Fleet {
         Err(format!("{status} {}", response.text().await.unwrap_or_default()))
     }
 
-    /// Returns the state of each replica, with the last output of those that are not ready.
+    /// Returns the state of each replica, with the last log lines of each replica that is not ready.
     pub(super) async fn describe_replicas(&self) -> Vec<String> {
         let mut description = Vec::new();
         for (number, replica) in self.replicas.iter().enumerate() {

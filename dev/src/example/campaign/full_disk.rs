@@ -1,4 +1,4 @@
-//! A directory whose files are on a full disk: they are links to `/dev/full`.
+//! A directory whose log files are links to `/dev/full`, which fails every write like a full disk.
 use std::{
     fs, io,
     os::unix::fs::symlink,
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::project;
 
-/// A device that exists on Linux and FreeBSD.
+/// A device on which every write fails, because no space is left. The device exists on Linux and FreeBSD.
 const FULL_DEVICE: &str = "/dev/full";
 
 /// The directory, created on first use and removed on drop.
@@ -21,8 +21,8 @@ impl FullDisk {
         Self(std::env::temp_dir().join(format!("full-disk-{}", Uuid::now_v7().simple())))
     }
 
-    /// Returns the directory, with links for the log files of today and tomorrow. `None` on a system without the
-    /// device.
+    /// Returns the directory, with links for the log files of today and tomorrow. Returns `None` on a system without
+    /// the device.
     pub(super) fn path(&self) -> io::Result<Option<&Path>> {
         if !Path::new(FULL_DEVICE).exists() {
             return Ok(None);

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::{environment::database::CUSTOMER, http};
 
-/// Number of slow bodies, and of slow readers, at each replica.
+/// Number of clients that send slowly at each replica, and of clients that never read.
 const SLOW_CLIENTS: usize = 4;
 
 /// Pause between two pieces that a slow client sends.

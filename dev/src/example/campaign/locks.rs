@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::process::Launch;
 
-/// The tables that are locked. Every request uses one of them.
+/// The tables that are locked. Every request of a customer uses one of these tables.
 pub(super) const TABLES: [&str; 6] =
     ["idempotency_keys", "orders", "payments", "refunds", "sessions", "users"];
 
@@ -26,7 +26,8 @@ const READING_TIME: Duration = Duration::from_secs(6);
 /// Deadline of the export, which waits for the reader and for the seal of its own event.
 const EXPORT_DEADLINE: Duration = Duration::from_secs(45);
 
-/// Maximum time for which a session waits for a lock on the audit log. The export's own `lock_timeout` is two seconds.
+/// Maximum time for which a session waits for a lock on the audit log. A longer wait is a violation. The export's own
+/// `lock_timeout` is two seconds.
 const MAX_LOCK_WAIT: Duration = Duration::from_secs(4);
 
 /// Interval of checks for lock waits. An export is retried after four intervals.
@@ -75,7 +76,8 @@ impl Exports {
         Ok(Arc::new(Self { directory, files: Mutex::default() }))
     }
 
-    /// Returns the files of the exports whose partition was dropped. Verification needs them.
+    /// Returns the files of the exports whose partition was dropped. The verification of the audit log needs these
+    /// files.
     pub(super) async fn files_of_dropped_partitions(
         &self,
         owner_url: &Url,
@@ -94,7 +96,7 @@ impl Exports {
         Ok(dropped)
     }
 
-    /// Reserves the name of a partition of a past month, and the file of its export.
+    /// Reserves the name of a partition of a past month, the file of its export, and the month.
     fn reserve_partition(&self) -> (String, PathBuf, String) {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let (year, month) = (2000 + files.len() / 12, files.len() % 12 + 1);
@@ -151,7 +153,7 @@ impl Exporter {
         };
         let exported = async {
             let started = Instant::now();
-            // The export fails until the events are sealed, so it is repeated.
+            // The export fails until the events are sealed, so the export is repeated.
             while started.elapsed() < READING_TIME && !self.run(&file, &month).await {
                 sleep(POLL_INTERVAL * 4).await;
             }
@@ -163,7 +165,7 @@ impl Exporter {
         }
     }
 
-    /// Runs the command. Returns whether it succeeded.
+    /// Runs `audit export`. Returns whether the command succeeded.
     async fn run(&self, file: &Path, month: &str) -> bool {
         let until = format!("{month}-28");
         let launch = Launch::new(&self.executable)
@@ -178,7 +180,7 @@ impl Exporter {
     }
 }
 
-/// Waits until a session has waited for a lock on the audit log for more than [`MAX_LOCK_WAIT`].
+/// Waits until a session has waited for a lock on the audit log for more than [`MAX_LOCK_WAIT`]. Returns the violation.
 async fn find_long_wait(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     loop {
         let waits: Vec<String> = sqlx::query_scalar(

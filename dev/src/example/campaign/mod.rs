@@ -1,16 +1,16 @@
-//! A test campaign that injects faults into a service of several replicas. It checks that no payment is lost or charged
-//! twice.
+//! A test campaign that injects faults into several replicas of the service. The campaign checks that no payment is
+//! charged twice, and that none is lost except in a failover that may lose confirmed commits.
 //!
 //! A round has two parts. In the first part the campaign injects faults drawn from the seed, while customers order and
 //! pay and the refunder issues refunds. In the second part all faults end. Within a fixed time every outcome must then
-//! be known, and the reconciliation must find no difference. The same seed draws the same faults in the same order, but
-//! their effect depends on timing.
+//! be known, and the reconciliation must find no difference. A campaign with failovers checks this only after every
+//! third round. The same seed draws the same faults in the same order, but their effect depends on timing.
 //!
 //! - [`faults`]: the possible faults, and their random selection
 //! - `failovers`: the results of changes of the primary
-//! - `buyers`: customers who record every acknowledged order and payment
+//! - `buyers`: customers who remember every acknowledged order and payment
 //! - `fleet`: the replicas, which are restarted after an exit
-//! - `full_disk`: a directory in which nothing can be written
+//! - `full_disk`: a directory whose log files cannot be written
 //! - `hostile_clients`: texts that cannot be stored, slow bodies and slow readers
 //! - `locks`: locks of other sessions, and an export of the audit log during a read
 //! - `odd_events`: events of the gateway that are unusable, or contradict a settled payment
@@ -65,20 +65,20 @@ use crate::{
 /// Duration of the first part of a round, in which faults are injected.
 const FAULT_PERIOD: Duration = Duration::from_secs(8);
 
-/// Minimum duration of the faults in a round of failovers. It lasts until writes succeed at every replica.
+/// Minimum duration of the first part in a round of failovers. The first part also lasts until every probe has ended.
 const FAILOVER_FAULT_PERIOD: Duration = Duration::from_secs(4);
 
-/// Number of rounds of failovers until every outcome must be known. So primaries also change while outcomes of earlier
-/// rounds are unknown.
+/// Number of rounds of failovers after which every outcome must be known. So the primary also changes while outcomes of
+/// earlier rounds are unknown.
 const FAILOVERS_PER_SETTLEMENT: u32 = 3;
 
 /// Interval of checks for faults that are due.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Time after the end of all faults within which every outcome must be known and every replica ready.
+/// Time after the end of all faults within which every outcome must be known and every replica must be ready.
 const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Number of rounds between two verifications of the audit log. Each reads the whole log.
+/// Number of rounds between two verifications of the audit log. Each verification reads the whole log.
 const ROUNDS_PER_VERIFICATION: u32 = 10;
 
 /// The tested service, and the length of the campaign.
@@ -90,9 +90,10 @@ pub struct Settings {
     pub seed: u64,
     pub length: Length,
     pub replicas: usize,
-    /// Customer requests per second. Buyers have a rate of their own.
+    /// Requests of the traffic per second. A campaign with failovers has buyers in place of the traffic, with their own
+    /// rate.
     pub rate_per_second: f64,
-    /// Changes the primary in every round, with buyers as customers. `None` for a database without a standby.
+    /// Replication mode of a campaign that changes the primary in every round. `None` for a database without a standby.
     pub failover: Option<ReplicationMode>,
 }
 
@@ -226,8 +227,9 @@ async fn inject_faults(
     Ok(())
 }
 
-/// Waits until every replica is ready and every outcome that was unknown at the end of the faults is known. Missing
-/// outcomes at the deadline, and differences found by the reconciliation, are violations.
+/// Waits until every replica is ready, and every payment and refund from before this call has an outcome. Returns the
+/// violations: everything missing at the deadline, and the findings of the concurrent faults, of the reconciliation and
+/// of the review of orphans.
 async fn settle(test_bed: &mut TestBed, progress: &dyn Fn(&str)) -> Result<Vec<String>, Error> {
     let faults_ended = DateTime::<Utc>::from(SystemTime::now());
     let deadline = Instant::now() + SETTLE_TIMEOUT;

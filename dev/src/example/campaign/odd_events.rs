@@ -1,5 +1,5 @@
-//! Signed events of the gateway that are unusable or contradict a settled payment. The service acknowledges each, and
-//! records each contradiction.
+//! Signed events of the gateway that are unusable or contradict a settled payment. The service must acknowledge each
+//! event, and record the discrepancy that the [`OddEvent`] names.
 use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
@@ -16,18 +16,19 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Maximum number of attempts at a delivery.
 const MAX_ATTEMPTS: u32 = 40;
 
-/// Length in bytes above the maximum of every text that the service stores.
+/// Length in bytes of an over-long text, above the maximum of every text that the service stores.
 const OVERLONG_BYTES: usize = 20_000;
 
-/// An event, and the discrepancy that the service must record for it.
+/// An event, and the discrepancy that the service must record for the event.
 struct OddEvent {
     name: &'static str,
     event: Event,
-    /// The record's id and the kind of the discrepancy. `None` if the record is unknown.
+    /// The id of the payment or refund, and the kind of the discrepancy. `None` if the service need not record one.
     discrepancy: Option<(Uuid, &'static str)>,
 }
 
-/// Delivers unusable and contradicting events about the newest settled payment and refund. Returns the violations.
+/// Delivers unusable and contradicting events about the newest payment and the newest refund that succeeded. Returns
+/// the violations.
 pub(super) async fn deliver(gateway: Arc<Simulator>, owner_url: Url) -> Vec<String> {
     let mut violations = Vec::new();
     // The database may be down.
@@ -36,7 +37,7 @@ pub(super) async fn deliver(gateway: Arc<Simulator>, owner_url: Url) -> Vec<Stri
         match deliver_until_decided(&gateway, &odd.event).await {
             Some(200..=299) => {}
             Some(status) => {
-                violations.push(format!("a signed event with {}: {status}", odd.name));
+                violations.push(format!("a signed event with {} was rejected with {status}", odd.name));
                 continue;
             }
             None => continue,
@@ -50,8 +51,8 @@ pub(super) async fn deliver(gateway: Arc<Simulator>, owner_url: Url) -> Vec<Stri
     violations
 }
 
-/// Delivers an event until a replica accepts or rejects it. A replica whose secret was rotated rejects the signature,
-/// so a 401 is retried at the next replica.
+/// Delivers an event until a replica accepts or rejects the event, at most [`MAX_ATTEMPTS`] times. A replica whose
+/// secret was rotated rejects the signature, so a 401 is retried at the next replica.
 async fn deliver_until_decided(gateway: &Simulator, event: &Event) -> Option<u16> {
     for _ in 0..MAX_ATTEMPTS {
         match gateway.deliver_webhook(event).await {

@@ -1,6 +1,6 @@
 //! The orphans: charges and refunds of the gateway whose rows a failover or a restore has lost.
 //!
-//! No client can find an orphan. So the service must record each of them as a discrepancy.
+//! No client can find an orphan, so the service must record each orphan as a discrepancy.
 use std::{collections::HashMap, fmt, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -20,13 +20,13 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// All orphans of a campaign.
 #[derive(Debug, Default)]
 pub(super) struct Orphans {
-    /// The orphans that the service has not recorded, with the end of the faults that caused them.
+    /// The orphans that the service has not recorded, each with the end of the faults that caused it.
     missing: HashMap<Uuid, DateTime<Utc>>,
     /// The time from the end of the faults until each orphan was recorded, zero if it was recorded earlier.
     found: HashMap<Uuid, Duration>,
 }
 
-/// The orphans, and the times until the service recorded them.
+/// The number of orphans that the service has not recorded, and the times until it recorded the others.
 #[derive(Debug, Clone, Default)]
 pub struct OrphanReport {
     pub missing: usize,
@@ -49,11 +49,13 @@ impl Orphans {
         let is_overdue = |faults_ended: &DateTime<Utc>| Utc::now() - *faults_ended > MAX_SEARCH_TIME;
         let overdue = self.missing.iter().filter(|(_, faults_ended)| is_overdue(faults_ended));
         Ok(overdue
-            .map(|(orphan, faults_ended)| format!("orphan {orphan} is not found since {faults_ended}"))
+            .map(|(orphan, faults_ended)| {
+                format!("orphan {orphan} is not recorded; the faults ended at {faults_ended}")
+            })
             .collect())
     }
 
-    /// Waits until every orphan is recorded, or until one is overdue.
+    /// Waits until every orphan is recorded, or until one is overdue. Returns the violations.
     pub(super) async fn wait_until_found(&mut self, owner_url: &Url) -> Result<Vec<String>, sqlx::Error> {
         loop {
             let missing: Vec<_> = self.missing.keys().copied().collect();

@@ -32,7 +32,7 @@ struct User {
 type Request<'a> = (Method, &'a str, Option<&'a str>, Value);
 
 /// Registers a user, and changes the password several times while the user logs in at every replica. Returns the
-/// violations. A change without a response ends the fault, because its outcome is unknown.
+/// violations. A change without a 204 response ends the fault early, because the outcome of the change may be unknown.
 pub(super) async fn change_during_logins(replicas: Vec<SocketAddr>) -> Vec<String> {
     let Ok(client) = http::client(Duration::from_secs(15)) else { return Vec::new() };
     let email = format!("password-{}@example.com", Uuid::now_v7().simple());
@@ -41,7 +41,7 @@ pub(super) async fn change_during_logins(replicas: Vec<SocketAddr>) -> Vec<Strin
 }
 
 impl User {
-    /// Returns the violations, or `None` if the fault ended early.
+    /// Changes the password [`CHANGE_COUNT`] times. Returns the violations, or `None` if the fault ended early.
     async fn change_repeatedly(&self) -> Option<Vec<String>> {
         let password = |number: usize| format!("open sesame {number} {}", self.email);
         let registration = json!({ "email": self.email, "password": password(0), "name": "Ada" });
@@ -101,7 +101,7 @@ impl User {
         Some((response.status().as_u16(), response.json().await.unwrap_or_default()))
     }
 
-    /// Sends a request to the replicas in turn, until one of them returns a definite response.
+    /// Sends a request to the replicas in turn, until one of them returns a status other than 429, 503 and 504.
     async fn send_until_definite(&self, request: Request<'_>) -> Option<(u16, Value)> {
         for attempt in 0..MAX_ATTEMPTS {
             match self.send(attempt, request.clone()).await {

@@ -1,7 +1,7 @@
 //! Percentiles of measured times.
 use std::time::Duration;
 
-/// Returns the time in seconds that this percentage of the times does not exceed.
+/// Returns the time in seconds that this percentage of the times does not exceed. Returns zero if there are no times.
 pub(super) fn percentile(times: &[Duration], percent: usize) -> f64 {
     let mut sorted = times.to_vec();
     sorted.sort();
@@ -14,7 +14,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_percentile_is_not_exceeded_by_that_share() {
+    fn that_percentage_of_times_does_not_exceed_a_percentile() {
         let times: Vec<_> = (1..=200).rev().map(Duration::from_secs).collect();
         let shown = [50, 99, 100].map(|percent| percentile(&times, percent).to_string());
         assert_eq!(shown, ["100", "198", "200"]);

@@ -72,7 +72,7 @@ impl RefundLoop {
                 token = self.log_in().await;
                 continue;
             };
-            // The database may be down. The next iteration tries again.
+            // The database may be down. The next iteration retries.
             let Ok(Some(payment)) = self.random_payment().await else { continue };
             let amount = rng.random_bool(0.5).then(|| rng.random_range(1..500));
             if self.refund(&bearer, payment, amount).await == Some(StatusCode::UNAUTHORIZED) {
@@ -101,7 +101,8 @@ impl RefundLoop {
         Ok(payment)
     }
 
-    /// Issues one refund, and retries it under the same key until the response has the outcome.
+    /// Issues one refund, and retries it with the same idempotency key until the response has the outcome. Returns
+    /// `None` if the refunder is stopped before that.
     async fn refund(&mut self, token: &str, payment: Uuid, amount: Option<i64>) -> Option<StatusCode> {
         let key = Uuid::now_v7().to_string();
         let body = amount.map_or_else(|| json!({}), |amount| json!({ "amount": amount }));

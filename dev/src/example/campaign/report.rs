@@ -11,13 +11,13 @@ pub struct Report {
     pub rounds: u32,
     /// Number of occurrences of each fault.
     pub faults: BTreeMap<String, u32>,
-    /// Number of replicas that were killed or crashed at a crash point.
+    /// Number of times that a replica was killed or crashed.
     pub replica_exits: u32,
     /// Violations, with the round of each.
     pub violations: Vec<String>,
     pub refunds: RefundReport,
     pub traffic: traffic::Report,
-    /// The results of changes of the primary, if there were any.
+    /// The results of the changes of the primary, in a campaign with failovers.
     pub failovers: Option<FailoverReport>,
     /// The reconciliation at the end.
     pub reconciliation: Option<CheckReport>,

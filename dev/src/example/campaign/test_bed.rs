@@ -45,10 +45,11 @@ const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIGNhbXBhaWducyBvbmx5LCBuZXZlciBl
 const OTHER_API_KEY: &str = "sk_not_accepted_yet";
 const OTHER_WEBHOOK_SECRET: &str = "whsec_YW5vdGhlciBzZWNyZXQgdGhhdCBub2JvZHkgc2lnbnMgd2l0aA==";
 
-/// Deadline of a fault that runs concurrently with others. Components that another fault has stopped can delay it.
+/// Deadline of a fault that runs concurrently with others. Components that another fault has stopped can delay the
+/// fault.
 const FAULT_DEADLINE: Duration = Duration::from_mins(1);
 
-/// Deadline of a verification. The audit log of an hour takes far less.
+/// Deadline of a verification of the audit log. The log of a one-hour campaign takes far less.
 const VERIFICATION_DEADLINE: Duration = Duration::from_mins(2);
 
 /// A database, a gateway and several replicas, with TCP proxies between them.
@@ -56,7 +57,7 @@ pub(super) struct TestBed {
     executable: PathBuf,
     server: ReplicatedServer,
     owner_url: Url,
-    /// Connects as the service's role, not through a proxy with faults.
+    /// The URL of the service's role, which does not lead through a proxy with faults.
     database_url: Url,
     gateway: Arc<Simulator>,
     fleet: Fleet,
@@ -65,11 +66,11 @@ pub(super) struct TestBed {
     /// Proxy between replicas and gateway.
     gateway_proxy: TcpProxy,
     exports: Arc<Exports>,
-    /// Faults that run beside the others, and return the violations that they have found.
+    /// Faults that run concurrently with the others, and return the violations that they have found.
     concurrent_faults: JoinSet<Vec<String>>,
     /// True once a failover may have lost confirmed commits.
     commits_may_be_lost: bool,
-    /// True while the runbook of a restore must be followed.
+    /// True while the steps of the restore runbook are outstanding, because a failover may have lost commits.
     is_restored: bool,
     orphans: Orphans,
 }
@@ -94,12 +95,13 @@ impl TestBed {
         let gateway_proxy = TcpProxy::open(vec![gateway.address()]).await?;
         let server = ReplicatedServer::start(server, settings.failover, progress).await?;
 
-        // In a campaign with failovers one customer sends all requests.
+        // In a campaign with failovers one customer sends all requests, so the limit per caller is off.
         let caller_limit = if settings.failover.is_some() { "0" } else { "50" };
         let replica_settings = vec![
             ("APP_ENV", "test".to_owned()),
             ("LOG_FORMAT", "json".to_owned()),
-            // Every verification of the audit log reads the heads in the logs of the whole campaign.
+            // Every verification of the audit log reads the logs of the whole campaign, so they contain little besides
+            // the heads.
             ("RUST_LOG", "warn,audit=info".to_owned()),
             ("DATABASE_URL", server.url_of_nodes(&prepared.url)),
             ("GATEWAY_URL", format!("http://{}", gateway_proxy.address())),
@@ -235,7 +237,8 @@ impl TestBed {
                 self.commits_may_be_lost |= self.is_restored;
                 self.server.fail_over(*failover, progress).await?;
                 if *failover == Failover::Restore {
-                    // The gateway's faults can fail the command. It is repeated at the end of the faults.
+                    // The gateway's faults can make the command fail. A failed command is repeated at the end of the
+                    // faults.
                     self.is_restored = self.run_after_restore().await.is_err();
                     self.server.admit()?;
                 }
@@ -262,7 +265,7 @@ impl TestBed {
         violations
     }
 
-    /// Runs the command that follows a restore.
+    /// Runs `after-restore`.
     async fn run_after_restore(&self) -> Result<String, failover::Error> {
         let command = AfterRestore {
             executable: self.executable.clone(),
@@ -273,8 +276,8 @@ impl TestBed {
         command.run(&self.server, self.fleet.settings()).await
     }
 
-    /// Ends all lasting faults. A lost node gets a new standby. If a failover may have lost commits, the runbook of a
-    /// restore is followed.
+    /// Ends all lasting faults. A lost node gets a new standby. If a failover may have lost commits, executes the steps
+    /// of the restore runbook: all replicas are killed, `after-restore` runs, and the replicas start again.
     pub(super) async fn end_faults(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         self.server.rejoin(progress).await?;
         for component in [Component::Api, Component::Database, Component::Gateway] {
@@ -317,8 +320,8 @@ impl TestBed {
         Ok(super::unknown_since(self.owner_url.as_str(), moment).await?)
     }
 
-    /// Compares the orphans of a reconciliation with the discrepancies that the service has recorded. `faults_ended` is the
-    /// end of the faults before the reconciliation. Returns the violations.
+    /// Compares the orphans of a reconciliation with the discrepancies that the service has recorded. `faults_ended` is
+    /// the end of the faults before the reconciliation. Returns the overdue orphans as violations.
     pub(super) async fn review_orphans(
         &mut self,
         reconciliation: &CheckReport,

@@ -18,9 +18,9 @@ impl ChargeRequest {
         if self.amount <= 0 {
             return Some("amount must be a positive number of minor units");
         }
-        let iso_4217 =
+        let is_valid =
             self.currency.len() == 3 && self.currency.bytes().all(|byte| byte.is_ascii_uppercase());
-        (!iso_4217).then_some("currency must be three capital letters")
+        (!is_valid).then_some("currency must be three capital letters")
     }
 }
 
@@ -44,7 +44,7 @@ impl RefundRequest {
 pub struct Charge {
     /// `ch_` and a `UUIDv7`.
     pub id: String,
-    /// The client's payment.
+    /// The reference from the request: the service's gateway key of the payment, which is also its idempotency key.
     pub reference: Uuid,
     pub status: ChargeStatus,
     /// The reason of a decline.
@@ -83,7 +83,7 @@ pub enum DeclineCode {
     InsufficientFunds,
     CardExpired,
     FraudSuspected,
-    /// A code without special handling in the client.
+    /// A code without a reason of its own in the service, which stores `declined_other`.
     DoNotHonor,
 }
 
@@ -92,7 +92,7 @@ pub enum DeclineCode {
 pub struct Refund {
     /// `re_` and a `UUIDv7`.
     pub id: String,
-    /// The client's refund.
+    /// The reference from the request: the service's gateway key of the refund, which is also its idempotency key.
     pub reference: Uuid,
     pub charge_id: String,
     pub status: RefundStatus,
@@ -120,7 +120,7 @@ pub enum RefundStatus {
     Failed,
 }
 
-/// The payment methods of the simulator. Any other method is rejected.
+/// The payment methods of the simulator, which rejects any other. A retry has the idempotency key of the first request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PaymentMethod {
     #[serde(rename = "pm_card_ok")]
@@ -131,25 +131,27 @@ pub enum PaymentMethod {
     Expired,
     #[serde(rename = "pm_card_fraud")]
     Fraud,
-    /// Charges at once and responds after 30 seconds.
+    /// Charges immediately, and responds after [`super::Timings::slow_response`].
     #[serde(rename = "pm_card_slow")]
     Slow,
-    /// Charges and never responds, also to retries.
+    /// Charges once, and never responds to the first request or a retry.
     #[serde(rename = "pm_card_timeout")]
     Timeout,
-    /// Responds with 500 without charging, for the first three requests under a key.
+    /// Responds with 500 to the first request and two retries, without charging. The third retry charges.
     #[serde(rename = "pm_card_error")]
     Error,
-    /// Charges and responds with 500, also to retries.
+    /// Charges once, and responds with 500 to the first request and every retry.
     #[serde(rename = "pm_card_error_after_charge")]
     ErrorAfterCharge,
-    /// Responds with 503 to the first, third, fifth … request under a key. The second request charges.
+    /// Responds with 503 to the first, third, fifth … request with the same idempotency key. The second request
+    /// charges.
     #[serde(rename = "pm_card_flaky")]
     Flaky,
 }
 
 impl PaymentMethod {
-    /// Returns the status with which the `nth` request under a key is rejected before any effect. The first is 1.
+    /// Returns the status if the method rejects the `nth` request with the same idempotency key before any effect.
+    /// `nth` starts at 1.
     pub(super) fn rejection_status(self, nth: u32) -> Option<u16> {
         match self {
             Self::Error if nth <= 3 => Some(500),

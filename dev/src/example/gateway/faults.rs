@@ -24,7 +24,7 @@ pub struct Faults {
     pub decline_rate: f64,
     /// Delay added to every response, in milliseconds.
     pub latency_ms: u64,
-    /// Executes requests, and delays the responses until this is false.
+    /// If true, requests are executed, and their responses are delayed until the value is false.
     pub hold_responses: bool,
     /// Fraction of requests that are executed and then have their connection cut before the response.
     pub cut_rate: f64,
@@ -32,8 +32,8 @@ pub struct Faults {
     pub spoil_rate: f64,
     /// The kind of malformed response.
     pub spoil: Malformation,
-    /// Fraction of the entries of a page of `created_after` that are missing in the response. Each request selects
-    /// others.
+    /// Fraction of the entries of a page of `created_after` that are missing in the response. Each request omits
+    /// different entries.
     pub list_omit_rate: f64,
     /// Fraction of the pages of `created_after` that are empty, with the cursor of the complete page.
     pub list_lost_page_rate: f64,
@@ -118,8 +118,8 @@ pub(super) struct RequestFaults {
     pub(super) latency: Duration,
 }
 
-/// The random generator. It draws the same number of values for every request, so that the rate of one fault does not
-/// affect the other faults.
+/// The random generator of the faults. The generator draws the same number of values for every request, so that the
+/// rate of one fault does not affect the other faults.
 pub(super) struct FaultGenerator {
     rng: StdRng,
     /// A separate generator for lists, so that lists do not change the faults of other requests.

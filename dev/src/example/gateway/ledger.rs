@@ -1,9 +1,9 @@
 //! The gateway's executed charges and refunds, in memory and in a file with one entry per line.
 //!
-//! A line is written and flushed to the disk before the response to its charge. So the gateway has every acknowledged
-//! charge after a restart, also after `kill -9`.
+//! A line is written and flushed to the disk before the response to its charge or refund is sent. So every acknowledged
+//! charge is in the ledger after a restart, even after `kill -9`.
 //!
-//! A charge or refund takes about 200 bytes of memory, permanently. Its request is stored in the file only. With the
+//! A charge or refund takes at most 200 bytes of memory, permanently. Its request is stored in the file only. With the
 //! traffic of `cargo dev` the ledger grows by less than a megabyte an hour.
 use std::{
     collections::BTreeSet,
@@ -35,27 +35,28 @@ pub struct Ledger {
 pub struct Counts {
     pub charges_succeeded: usize,
     pub charges_declined: usize,
-    /// Number of distinct payments with a successful charge. If it is less than `charges_succeeded`, a customer paid
-    /// twice.
+    /// Number of distinct payments with a successful charge. A number less than `charges_succeeded` means that a
+    /// customer paid twice.
     pub payments_charged: usize,
     pub refunds_succeeded: usize,
     pub refunds_failed: usize,
-    /// Number of distinct refunds of the client with a successful refund.
+    /// Number of distinct references with a successful refund. A number less than `refunds_succeeded` means that a
+    /// refund was executed twice.
     pub refunds_made: usize,
 }
 
 impl Ledger {
-    /// Returns the charges for a payment.
+    /// Returns the charges for the payment with this reference.
     pub fn charges_for(&self, reference: Uuid) -> impl Iterator<Item = &Charge> {
         self.charges.iter().filter(move |charge| charge.reference == reference)
     }
 
-    /// Returns the gateway's refunds for a refund of the client.
+    /// Returns the gateway's refunds for the client's refund with this reference.
     pub fn refunds_for(&self, reference: Uuid) -> impl Iterator<Item = &Refund> {
         self.refunds.iter().filter(move |refund| refund.reference == reference)
     }
 
-    /// Returns the part of the ledger with these references.
+    /// Returns the part of the ledger with references in this range.
     pub(super) fn of(&self, references: RangeInclusive<Uuid>) -> Self {
         let charges = self.charges.iter().filter(|charge| references.contains(&charge.reference));
         let refunds = self.refunds.iter().filter(|refund| references.contains(&refund.reference));
@@ -103,7 +104,8 @@ impl Ledger {
     }
 }
 
-/// A client's request under a key. A request with another path or body is a different request, even under the same key.
+/// A client's request with its idempotency key. A request with another path or body is a different request, even with
+/// the same key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct KeyedRequest {
     pub(super) key: String,
@@ -151,8 +153,8 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens or creates the file, and calls `add` with its entries in order. An incomplete last line is removed,
-    /// because the process was killed before the response. Any other damage is an error.
+    /// Opens or creates the file, and calls `add` with its entries in order. An incomplete last line is removed: the
+    /// process was killed while it wrote the line, so the request had no response. Any other damage is an error.
     pub(super) fn open(path: PathBuf, mut add: impl FnMut(Entry)) -> Result<Self, Error> {
         let unusable = |source| Error::LedgerFile { path: path.clone(), source };
         let mut options = OpenOptions::new();

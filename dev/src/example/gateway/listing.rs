@@ -78,7 +78,7 @@ pub(super) struct PageFaults {
     pub(super) lost: bool,
     pub(super) repeats_last_entry: bool,
     pub(super) reordered: bool,
-    /// One flag per entry: true if it is missing.
+    /// One flag per entry: true if the entry is omitted.
     pub(super) omitted: Vec<bool>,
 }
 
@@ -138,7 +138,9 @@ mod tests {
         let objects: Vec<_> = (0..5_usize).collect();
         let created: Vec<_> = (0..5).map(|second| start() + TimeDelta::seconds(second)).collect();
         let query: ListQuery = serde_json::from_str(query).unwrap();
-        let Ok(ListRequest::Page(request)) = query.validate() else { panic!("a query of a page") };
+        let Ok(ListRequest::Page(request)) = query.validate() else {
+            panic!("the query does not request a page")
+        };
         let page = page(&objects, &created, &request, TimeDelta::zero(), faults);
         (page.data.into_iter().map(|listed| listed.object).collect(), page.next_cursor)
     }
@@ -153,7 +155,7 @@ mod tests {
     const LAST: &str = r#"{"created_after":"2025-12-31T00:00:00Z","limit":2,"cursor":"at_4"}"#;
 
     #[test]
-    fn pages_continue_where_the_last_one_ended() {
+    fn a_page_continues_where_the_previous_one_ended() {
         let none = PageFaults::default();
         assert_eq!(list(ALL, &none), (vec![0, 1, 2, 3, 4], None));
         assert_eq!(list(FIRST_TWO, &none), (vec![0, 1], Some("at_2".to_owned())));

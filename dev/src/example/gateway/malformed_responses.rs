@@ -1,4 +1,4 @@
-//! Malformed responses. The ledger itself stays correct.
+//! Malformed responses. The ledger is not changed.
 use axum::{
     body::{Body, to_bytes},
     http::{HeaderValue, header},

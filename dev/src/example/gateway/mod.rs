@@ -1,12 +1,12 @@
 //! The payment-gateway simulator: a real HTTP server with the gateway's API, a ledger of its charges, and faults that
 //! can be switched at run time.
 //!
-//! The simulator is stricter than real gateways: it rejects unknown fields, and compares requests under the same key
-//! byte for byte. **The effect and the response are independent**: a charge is in the ledger before any response is
-//! sent, and no lost, late or wrong response changes the ledger.
+//! The simulator is stricter than real gateways: it rejects unknown fields, and compares requests with the same
+//! idempotency key byte for byte. **The effect and the response are independent**: a charge is in the ledger before any
+//! response is sent, and no lost, late or wrong response changes the ledger.
 //!
 //! `cargo dev` may run for days, so memory is bounded: recent requests by count and bytes ([`requests`]), idempotency
-//! keys by their lifetime ([`state`]). Only the ledger is unbounded, with less than 200 bytes per charge ([`ledger`]).
+//! keys by their lifetime ([`state`]). Only the ledger is unbounded, with at most 200 bytes per charge ([`ledger`]).
 //!
 //! - [`charges`]: charges, refunds, and the behaviour of each test payment method
 //! - [`ledger`]: the executed charges and refunds, in memory and in a file
@@ -68,7 +68,7 @@ const EVENT_QUEUE_CAPACITY: usize = 4096;
 pub struct Settings {
     /// The listen address; port 0 selects a free port.
     pub address: SocketAddr,
-    /// The clients' bearer token.
+    /// The bearer token that clients must send.
     pub api_key: String,
     /// The signing secret of webhooks: `whsec_` and base64.
     pub webhook_secret: String,
@@ -78,7 +78,7 @@ pub struct Settings {
     pub ledger_file: Option<PathBuf>,
 }
 
-/// Durations of the simulator's delays. Tests shorten them.
+/// Durations of the simulator's delays. Tests shorten the delays.
 #[derive(Debug, Clone, Copy)]
 pub struct Timings {
     /// Delay of the response to `pm_card_slow`.
@@ -120,7 +120,7 @@ pub enum Error {
     WebhookSecret(standardwebhooks::WebhookError),
     #[error("failed to sign the webhook: {0}")]
     Signing(standardwebhooks::WebhookError),
-    #[error("no webhook address is set")]
+    #[error("no webhook URL is set")]
     NoWebhookUrl,
     #[error("the webhook was not delivered: {0}")]
     Delivery(#[from] reqwest::Error),
@@ -146,7 +146,7 @@ struct Gateway {
     webhook_url: Mutex<Option<Url>>,
     queue: mpsc::Sender<QueuedEvent>,
     client: reqwest::Client,
-    /// Notified after every change that a caller may be waiting for.
+    /// Notifies [`Simulator::wait_until`] of every change.
     changed: watch::Sender<()>,
 }
 
@@ -176,7 +176,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A running simulator. Dropping the value stops the simulator; [`Simulator::stop`] also waits for the end.
+/// A running simulator. Dropping the value stops the simulator; [`Simulator::stop`] also waits until it has stopped.
 pub struct Simulator {
     gateway: Arc<Gateway>,
     address: SocketAddr,
@@ -245,8 +245,8 @@ impl Simulator {
         *lock(&self.gateway.webhook_url) = Some(url);
     }
 
-    /// Stops listening, cuts every connection (including those with held or missing responses), and ends the delivery
-    /// of webhooks. A second call has no effect.
+    /// Stops listening, cuts every connection (including connections with held or missing responses), and ends the
+    /// delivery of webhooks. A second call has no effect.
     pub async fn stop(&self) {
         self.stop.send_replace(true);
         let tasks = std::mem::take(&mut *lock(&self.tasks));
@@ -278,17 +278,18 @@ impl Simulator {
         lock(&self.gateway.state).ledger().clone()
     }
 
-    /// Returns the charges for a payment, including declined ones. More than one successful charge is a double charge.
+    /// Returns the charges for the payment with this reference, including declined ones. More than one successful
+    /// charge is a double charge.
     pub fn charges_for(&self, reference: Uuid) -> Vec<Charge> {
         lock(&self.gateway.state).ledger().charges_for(reference).cloned().collect()
     }
 
-    /// Records a charge without a request: a second charge, or one of a different amount.
+    /// Records a charge without a request, for example a second charge or one with a different amount.
     pub fn record(&self, charge: Charge) -> Result<(), Error> {
         self.record_entry(Utc::now(), LedgerEntry::Charge(charge))
     }
 
-    /// Records a charge without a request, as one that was created at this time.
+    /// Records a charge without a request, with the given time of creation.
     pub fn record_at(&self, created: DateTime<Utc>, charge: Charge) -> Result<(), Error> {
         self.record_entry(created, LedgerEntry::Charge(charge))
     }
@@ -309,7 +310,7 @@ impl Simulator {
         lock(&self.gateway.requests).to_vec()
     }
 
-    /// Returns the number of charge and refund requests with this key, among the latest requests.
+    /// Returns the number of requests with this idempotency key, among the latest requests.
     pub fn calls_for(&self, key: &str) -> usize {
         lock(&self.gateway.requests)
             .iter()

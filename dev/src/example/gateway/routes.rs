@@ -5,7 +5,7 @@
 //! - a fault may reject the request
 //! - the API key is checked
 //! - the request is executed ([`super::state`])
-//! - faults may delay, malform or lose the response
+//! - faults may replace, malform, delay or lose the response
 use std::sync::Arc;
 
 use axum::{
@@ -152,7 +152,7 @@ async fn authenticate(State(gateway): State<Arc<Gateway>>, request: Request, nex
     ([(header::WWW_AUTHENTICATE, "Bearer")], rejected).into_response()
 }
 
-/// A validated request that moves money.
+/// A parsed request that moves money, with its idempotency key.
 struct MoneyRequest<T> {
     keyed: KeyedRequest,
     request: T,

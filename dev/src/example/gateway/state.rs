@@ -1,10 +1,10 @@
-//! The execution of requests. The effect of a request depends on its key and on earlier requests.
+//! The execution of requests. The effect of a request depends on its idempotency key and on earlier requests.
 //!
 //! Each request is executed under one lock, and adds at most one entry to the ledger. [`super::routes`] sends the
 //! response.
 //!
 //! Memory bound: a key takes about 200 bytes, and expires after [`KEY_LIFETIME`], regardless of use. Only a digest of
-//! the request is stored, to detect a different request under the same key.
+//! the request is stored, to detect a different request with the same key.
 use std::{
     collections::HashMap,
     path::PathBuf,
@@ -22,7 +22,7 @@ use super::{
     listing::{self, Page, PageFaults, PageRequest},
 };
 
-/// Lifetime of a key.
+/// Lifetime of an idempotency key.
 const KEY_LIFETIME: TimeDelta = TimeDelta::hours(24);
 
 /// Interval of the removal of expired keys.
@@ -55,12 +55,13 @@ pub(super) struct Outcome<T> {
 
 #[derive(Clone, Copy)]
 struct Key {
-    /// Digest of the request.
+    /// Digest of the first request with the key.
     digest: [u8; 32],
+    /// Time of the first request.
     since: DateTime<Utc>,
     uses: u32,
     done: Option<LedgerIndex>,
-    /// Time of the response to the first request.
+    /// Earliest time of the response to any request with the key.
     due: Instant,
 }
 
@@ -128,7 +129,7 @@ impl GatewayState {
         self.journal = None;
     }
 
-    /// Executes a charge, unless it was already executed under this key.
+    /// Executes a charge, or returns the charge that an earlier request with the same key executed.
     pub(super) fn charge(
         &mut self,
         keyed: KeyedRequest,
@@ -154,8 +155,8 @@ impl GatewayState {
         Ok(Outcome { done: charge, is_new: true, respond_at, error_status_after })
     }
 
-    /// Executes a refund, unless it was already executed under this key. The refund fails if the charge took no money,
-    /// or if the sum of refunds would exceed the charge.
+    /// Executes a refund, or returns the refund that an earlier request with the same key executed. A new refund fails
+    /// if the charge took no money, or if the sum of refunds would exceed the charge.
     pub(super) fn refund(
         &mut self,
         keyed: KeyedRequest,
@@ -180,13 +181,13 @@ impl GatewayState {
         Ok(Outcome { done: refund, is_new: true, respond_at, error_status_after: None })
     }
 
-    /// Records a charge or refund without a request, as one that was created at this time.
+    /// Records a charge or refund without a request, with the given time of creation.
     pub(super) fn record_entry(&mut self, at: DateTime<Utc>, done: LedgerEntry) -> Result<(), Error> {
         self.write(Entry { at, keyed: None, done }).map(|_| ())
     }
 
-    /// Counts a use of the key, and rejects the request if the key belongs to a different request. A new or expired key
-    /// is registered, and its response is due after `delay`.
+    /// Rejects the request if its key belongs to a different request. Otherwise counts a use of the key. A new or
+    /// expired key is registered, and its responses are due after `delay`.
     fn claim(&mut self, keyed: &KeyedRequest, delay: Duration) -> Result<Key, Rejection> {
         let now = Utc::now();
         if now - self.last_sweep >= SWEEP_INTERVAL {
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unused_key_is_deleted_when_it_expires() {
+    fn an_expired_key_is_deleted() {
         let mut state = GatewayState::default();
         for _ in 0..100 {
             pay(&mut state);
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documented_size_of_a_charge_holds() {
+    fn a_key_or_a_charge_takes_at_most_200_bytes() {
         let key = Uuid::now_v7().to_string();
         assert!(size_of::<(String, Key)>() + key.len() <= 200, "{}", size_of::<(String, Key)>());
         let mut state = GatewayState::default();

@@ -25,7 +25,7 @@ use super::{
 
 const API_KEY: &str = "sk_test";
 const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
-/// Timeout far above the duration of any test, on a busy machine too.
+/// Timeout far above the duration of any test, even on a busy machine.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn settings() -> Settings {
@@ -153,7 +153,7 @@ async fn a_retried_payment_is_charged_once() {
 }
 
 #[tokio::test]
-async fn bad_cards_are_declined_with_their_reason() {
+async fn each_declined_card_has_its_own_decline_code() {
     let fixture = Fixture::open().await;
     for (method, code) in [
         ("pm_card_declined", "insufficient_funds"),
@@ -233,7 +233,7 @@ async fn an_invalid_request_is_rejected_and_stores_no_key() {
 }
 
 #[tokio::test]
-async fn a_key_with_different_bytes_is_a_conflict() {
+async fn a_key_with_another_body_or_path_is_a_conflict() {
     let fixture = Fixture::open().await;
     let payment = Payment::with_method("pm_card_ok");
     let (_, charge) = fixture.charge(&payment).await;
@@ -272,7 +272,7 @@ async fn a_duplicate_waits_for_the_response_of_a_slow_card() {
 
     let retried = Instant::now();
     assert_eq!(fixture.charge(&payment).await, first);
-    assert!(retried.elapsed() < started.elapsed(), "only the first response is slow");
+    assert!(retried.elapsed() < started.elapsed(), "the retry was as slow as the first request");
 }
 
 #[tokio::test]
@@ -296,7 +296,7 @@ async fn an_error_card_is_charged_by_the_fourth_request() {
     let payment = Payment::with_method("pm_card_error");
     for _ in 0..3 {
         assert_eq!(fixture.charge(&payment).await.0, 500);
-        assert!(fixture.charges_of(&payment).await.is_empty(), "a rejected request charges nothing");
+        assert!(fixture.charges_of(&payment).await.is_empty(), "a rejected request charged");
     }
     let (status, charge) = fixture.charge(&payment).await;
     assert_eq!((status, &charge["status"]), (201, &json!("succeeded")));
@@ -316,7 +316,7 @@ async fn a_charge_hidden_by_an_error_is_in_the_list() {
 }
 
 #[tokio::test]
-async fn a_flaky_card_gets_every_other_response() {
+async fn every_other_request_with_a_flaky_card_is_rejected() {
     let fixture = Fixture::open().await;
     let payment = Payment::with_method("pm_card_flaky");
     let mut statuses = Vec::new();
@@ -359,7 +359,7 @@ async fn refunds_never_exceed_the_charge() {
     assert_eq!(
         fixture.refund(charge_id, part, 4000).await,
         (201, refund.clone()),
-        "the same key has the same response"
+        "a retry received a different response"
     );
     assert_eq!(fixture.refund(charge_id, part, 1).await.0, 409);
     assert_eq!(fixture.get(&format!("/v1/refunds?reference={part}")).await["data"], json!([refund]));
@@ -444,7 +444,7 @@ async fn an_outage_rejects_requests_before_any_work() {
 }
 
 #[tokio::test]
-async fn errors_after_the_charge_and_cuts_leave_a_charge() {
+async fn a_charge_remains_after_an_error_or_a_cut() {
     let fixture = Fixture::open().await;
     let unsent = Payment::with_method("pm_card_ok");
     fixture.gateway.faults().set(Faults { error_rate_after_charge: 1.0, ..Faults::default() });
@@ -527,7 +527,7 @@ async fn requests_are_recorded_with_correlation_id_and_trace() {
     assert_eq!(request.body, payment.body());
 }
 
-/// A receiver that records every webhook. It responds with the given statuses, then with 204.
+/// A receiver that records every webhook. The receiver responds with the given statuses, then with 204.
 struct Receiver {
     url: url::Url,
     received: watch::Receiver<Vec<(HeaderMap, Bytes)>>,
@@ -555,7 +555,7 @@ impl Receiver {
         Self { url, received }
     }
 
-    async fn has(&mut self, count: usize) -> Vec<(HeaderMap, Bytes)> {
+    async fn wait_for_webhooks(&mut self, count: usize) -> Vec<(HeaderMap, Bytes)> {
         let arrival = self.received.wait_for(|received| received.len() >= count);
         tokio::time::timeout(WAIT_TIMEOUT, arrival).await.unwrap().unwrap().clone()
     }
@@ -574,7 +574,7 @@ async fn every_outcome_has_a_signed_webhook_with_its_correlation_id() {
         .unwrap();
     let charge: Value = response.json().await.unwrap();
 
-    let (headers, body) = inbox.has(1).await.remove(0);
+    let (headers, body) = inbox.wait_for_webhooks(1).await.remove(0);
     standardwebhooks::Webhook::new(SECRET).unwrap().verify(&body, &headers).unwrap();
     assert_eq!(headers["x-correlation-id"], "corr-7");
     assert!(headers["webhook-id"].to_str().unwrap().starts_with("msg_"));
@@ -583,13 +583,13 @@ async fn every_outcome_has_a_signed_webhook_with_its_correlation_id() {
     chrono::DateTime::parse_from_rfc3339(event["timestamp"].as_str().unwrap()).unwrap();
 
     fixture.charge(&Payment::with_method("pm_card_declined")).await;
-    inbox.has(2).await;
+    inbox.wait_for_webhooks(2).await;
     let charge_id = charge["id"].as_str().unwrap();
     fixture.refund(charge_id, Uuid::now_v7(), 4200).await;
-    inbox.has(3).await;
+    inbox.wait_for_webhooks(3).await;
     fixture.refund(charge_id, Uuid::now_v7(), 1).await;
     let kinds: Vec<_> = inbox
-        .has(4)
+        .wait_for_webhooks(4)
         .await
         .iter()
         .map(|(_, body)| serde_json::from_slice::<Value>(body).unwrap()["type"].clone())
@@ -603,7 +603,7 @@ async fn a_rejected_webhook_is_resent_under_the_same_id() {
     let fixture = Fixture::open_with(Settings { webhook_url: Some(inbox.url.clone()), ..settings() }).await;
     fixture.charge(&Payment::with_method("pm_card_ok")).await;
 
-    let attempts = inbox.has(3).await;
+    let attempts = inbox.wait_for_webhooks(3).await;
     assert!(attempts.iter().all(|(headers, _)| headers["webhook-id"] == attempts[0].0["webhook-id"]));
     let statuses = |fixture: &Fixture| -> Vec<_> {
         fixture.gateway.deliveries().iter().map(|delivery| delivery.status).collect()
@@ -626,18 +626,18 @@ async fn webhooks_are_late_duplicated_or_lost() {
     fixture.faults(json!({ "webhooks": "twice" })).await;
     let doubled = Payment::with_method("pm_card_ok");
     fixture.charge(&doubled).await;
-    let received = inbox.has(2).await;
+    let received = inbox.wait_for_webhooks(2).await;
     assert_eq!(received[0].0["webhook-id"], received[1].0["webhook-id"]);
     assert_eq!(received[0].1, received[1].1);
     assert!(
         String::from_utf8_lossy(&received[0].1).contains(&doubled.id.to_string()),
-        "the first event was never sent"
+        "an event was sent although webhooks were switched off"
     );
 
     fixture.gateway.faults().set(Faults { webhooks: Webhooks::Late, ..Faults::default() });
     let charged = Instant::now();
     fixture.charge(&Payment::with_method("pm_card_ok")).await;
-    assert_eq!(inbox.has(3).await.len(), 3);
+    assert_eq!(inbox.wait_for_webhooks(3).await.len(), 3);
     assert!(charged.elapsed() >= short_timings().webhook_lateness);
 }
 
@@ -650,12 +650,12 @@ async fn any_event_can_be_delivered_on_request() {
     assert!(matches!(fixture.gateway.deliver_webhook(&event).await, Err(Error::NoWebhookUrl)));
 
     fixture.gateway.set_webhook_url(inbox.url.clone());
-    let before = inbox.has(0).await.len();
+    let before = inbox.wait_for_webhooks(0).await.len();
     assert_eq!(fixture.gateway.deliver_webhook(&event).await.unwrap(), 204);
     let unknown_type = Event::new("charge.pondered", &charge).unwrap().caused_by(Some("corr-9".to_owned()));
     assert_eq!(fixture.gateway.deliver_webhook(&unknown_type).await.unwrap(), 204);
 
-    let received = inbox.has(before + 2).await;
+    let received = inbox.wait_for_webhooks(before + 2).await;
     let verifier = standardwebhooks::Webhook::new(SECRET).unwrap();
     for (headers, body) in &received {
         verifier.verify(body, headers).unwrap();
@@ -703,7 +703,7 @@ async fn the_ledger_survives_a_restart_and_a_truncated_last_line() {
     assert_eq!(
         fixture.charge(&payment).await,
         (201, charge.clone()),
-        "a payment is charged once after a restart"
+        "the retry after a restart received a different response"
     );
     assert_eq!(fixture.refund(charge["id"].as_str().unwrap(), refund, 100).await, refunded);
     fixture.charge(&Payment::with_method("pm_card_declined")).await;
@@ -715,7 +715,7 @@ async fn the_ledger_survives_a_restart_and_a_truncated_last_line() {
 }
 
 #[tokio::test]
-async fn a_ledger_that_is_damaged_in_the_middle_is_not_used() {
+async fn a_ledger_with_a_damaged_complete_line_is_rejected() {
     let file = LedgerFile::new();
     std::fs::write(&file.0, "{}\n").unwrap();
     let rejected = Simulator::start(file.settings()).await;
@@ -748,18 +748,18 @@ async fn stopping_cuts_pending_responses_and_frees_the_port() {
 async fn a_charge_can_be_recorded_without_a_request() {
     let fixture = Fixture::open().await;
     let payment = Payment::with_method("pm_card_ok");
-    let entered = Charge {
-        id: "ch_entered".to_owned(),
+    let recorded = Charge {
+        id: "ch_recorded".to_owned(),
         reference: payment.id,
         status: ChargeStatus::Declined,
         decline_code: Some(DeclineCode::DoNotHonor),
         amount: 1,
         currency: "USD".to_owned(),
     };
-    fixture.gateway.record(entered.clone()).unwrap();
+    fixture.gateway.record(recorded.clone()).unwrap();
     fixture.charge(&payment).await;
     assert_eq!(fixture.charges_of(&payment).await.len(), 2);
-    assert_eq!(fixture.gateway.charges_for(payment.id)[0], entered);
+    assert_eq!(fixture.gateway.charges_for(payment.id)[0], recorded);
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! Events by webhook, signed according to Standard Webhooks (<https://www.standardwebhooks.com>). A delivery is retried
-//! a few times; after that the event is lost.
+//! Events by webhook, signed according to Standard Webhooks (<https://www.standardwebhooks.com>). A failed delivery is
+//! retried; after `webhook_attempts` failed attempts the event is lost.
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -26,7 +26,8 @@ use super::{
 /// Timeout of one attempt.
 pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Maximum number of concurrent deliveries. It is high, because events that wait for their delivery time count too.
+/// Maximum number of concurrent deliveries. The number is high, because events that wait for their delivery time count
+/// too.
 const MAX_CONCURRENT_DELIVERIES: usize = 512;
 
 /// An event of the gateway, sent by webhook.
@@ -167,7 +168,7 @@ async fn deliver_when_due(gateway: Arc<Gateway>, QueuedEvent { event, due }: Que
     }
 }
 
-/// Makes one delivery attempt, and returns the status of the response.
+/// Makes one attempt to deliver an event, and returns the status of the response.
 pub(super) async fn deliver(gateway: &Gateway, event: &Event) -> Result<u16, Error> {
     let url = lock(&gateway.webhook_url).clone().ok_or(Error::NoWebhookUrl)?;
     let now = Utc::now();

@@ -51,7 +51,7 @@ pub const INSERT_STATEMENT: &str = "orders.insert";
 /// The statement that lists a customer's rows, as named in metrics.
 pub const LIST_STATEMENT: &str = "orders.list_of_customer";
 
-/// Required settings of the service, in addition to the database. The addresses are never contacted.
+/// Required settings of the service, in addition to the database. No test contacts these addresses.
 pub const REQUIRED: [(&str, &str); 3] = [
     ("GATEWAY_URL", "http://127.0.0.1:1"),
     ("GATEWAY_API_KEY", "an-api-key"),
@@ -101,7 +101,7 @@ impl ExternalServices {
         Self { gateway: started.unwrap_or_else(|error| panic!("{error}")) }
     }
 
-    /// Returns the settings with their addresses. A test can override them.
+    /// Returns the settings with the addresses of the external services. A test can override these settings.
     pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
         vec![
             ("GATEWAY_URL", self.gateway.url().to_string()),
@@ -110,19 +110,19 @@ impl ExternalServices {
             // Long enough for a gateway on this machine, and short enough for tests of the timeout.
             ("GATEWAY_TIMEOUT_MS", "2500".to_owned()),
             ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1".to_owned()),
-            // Only tests of reconciliation need runs after the one at the start.
+            // Only tests of reconciliation need a run after the run at the start.
             ("PAYMENT_RECONCILIATION_INTERVAL_SECONDS", "600".to_owned()),
         ]
     }
 
-    /// Returns their addresses.
+    /// Returns the addresses of the external services.
     pub(crate) fn addresses(&self) -> Addresses {
         Addresses { gateway: self.gateway.url() }
     }
 
     /// Sets the URL to which the gateway sends its webhooks.
     pub(crate) fn set_service_address(&self, api: &Url) {
-        let url = api.join("/v1/gateway/events").expect("a path makes a URL");
+        let url = api.join("/v1/gateway/events").expect("the path is not valid in a URL");
         self.gateway.set_webhook_url(url);
     }
 }
@@ -171,10 +171,10 @@ impl User {
         self.orders(&[(MUG, 1)])
     }
 
-    /// Performs every action of customers once. Returns the number of requests with the expected response.
+    /// Places, pays and reads an order. Returns the number of requests, each of which had an expected status.
     ///
     /// # Errors
-    /// The error is the first unexpected response.
+    /// Returns the responses if one of them has an unexpected status.
     pub async fn uses_every_customer_route(&self) -> Result<usize, String> {
         let placed = self.orders(&[(MUG, 1)]).await;
         if placed.status != 201 {
@@ -247,7 +247,7 @@ impl Service {
              union all select gateway_key from refunds where id = '{id}'"
         );
         let row = self.database().rows(key).await.remove(0);
-        row["gateway_key"].as_str().and_then(|key| key.parse().ok()).expect("a gateway key is a UUID")
+        row["gateway_key"].as_str().and_then(|key| key.parse().ok()).expect("the gateway key is not a UUID")
     }
 
     /// Returns the gateway's charges for a payment, including declined ones.

@@ -1,4 +1,5 @@
-//! Invariants of both sides: every charge has its payment, and every settled payment has its charge.
+//! Invariants between the service's tables and the gateway's ledger: every charge has its payment, and every settled
+//! payment has its charge.
 use std::collections::HashMap;
 
 use uuid::Uuid;
@@ -9,7 +10,7 @@ use super::{
 };
 use crate::example::gateway::{self, Charge, ChargeStatus, Ledger, RefundStatus};
 
-/// A difference between the two sides.
+/// A difference between the tables and the ledger.
 pub(super) enum Difference {
     Violation(Violation),
     /// A charge or refund of the gateway without a row in the database, with its reference.
@@ -19,31 +20,31 @@ pub(super) enum Difference {
 /// Compares the ledger with the tables. `before` was read before the ledger, `after` was read after the ledger.
 pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Difference> {
     let mut orphans = Vec::new();
-    let mut is_orphan = |reference, rule, detail| {
+    let mut add_orphan = |reference, rule, detail| {
         orphans.push(Difference::Orphan(reference, Violation { rule, detail }));
     };
     let mut violations = Vec::new();
-    let mut found = |rule, detail| violations.push(Difference::Violation(Violation { rule, detail }));
+    let mut add_violation = |rule, detail| violations.push(Difference::Violation(Violation { rule, detail }));
 
     let payments = group_by(&after.payments, |payment| payment.gateway_key);
     for (reference, charges) in group_by(&ledger.charges, |charge| charge.reference) {
         let successful_charges =
             charges.iter().filter(|charge| charge.status == ChargeStatus::Succeeded).count();
         if successful_charges > 1 {
-            found(
+            add_violation(
                 "a payment is charged once",
-                format!("payment {reference} was charged {successful_charges} times"),
+                format!("the payment with the reference {reference} was charged {successful_charges} times"),
             );
         }
         let payment = payments.get(&reference).and_then(|payments| payments.first());
         for charge in charges {
             match payment {
-                None => is_orphan(
+                None => add_orphan(
                     reference,
                     "a charge has a payment",
-                    format!("{} has none ({reference})", charge.id),
+                    format!("charge {} with the reference {reference} has none", charge.id),
                 ),
-                Some(payment) => check_charge(charge, payment, &mut found),
+                Some(payment) => check_charge(charge, payment, &mut add_violation),
             }
         }
     }
@@ -59,7 +60,7 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Diffe
             .get(&payment.gateway_key)
             .is_some_and(|made| made.iter().any(|charge| charge.status == status));
         if !is_charged {
-            found(
+            add_violation(
                 "a settled payment has its charge",
                 format!("payment {} is {}, and the gateway has no such charge", payment.id, payment.status),
             );
@@ -71,17 +72,20 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Diffe
         let successful_refunds =
             made.iter().filter(|refund| refund.status == RefundStatus::Succeeded).count();
         if successful_refunds > 1 {
-            found("a refund is made once", format!("refund {reference} was made {successful_refunds} times"));
+            add_violation(
+                "a refund is made once",
+                format!("the refund with the reference {reference} was made {successful_refunds} times"),
+            );
         }
         let refund = refunds.get(&reference).and_then(|refunds| refunds.first());
         for made in made {
             match refund {
-                None => is_orphan(
+                None => add_orphan(
                     reference,
                     "a refund at the gateway has a stored refund",
-                    format!("{} has none ({reference})", made.id),
+                    format!("refund {} with the reference {reference} has none", made.id),
                 ),
-                Some(refund) => check_refund(made, refund, &mut found),
+                Some(refund) => check_refund(made, refund, &mut add_violation),
             }
         }
     }
@@ -92,7 +96,7 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Diffe
             .get(&refund.gateway_key)
             .is_some_and(|made| made.iter().any(|refund| refund.status == RefundStatus::Succeeded));
         if !is_refunded {
-            found(
+            add_violation(
                 "a refund that succeeded was made by the gateway",
                 format!("refund {} has succeeded, and the gateway has no such refund", refund.id),
             );
@@ -103,10 +107,10 @@ pub(super) fn compare(before: &Page, ledger: &Ledger, after: &Page) -> Vec<Diffe
 }
 
 /// Checks a charge against its payment. While the payment is in flight, any outcome at the gateway is consistent,
-/// provided that the amount is correct.
-fn check_charge(charge: &Charge, payment: &Payment, found: &mut impl FnMut(&'static str, String)) {
+/// provided that the amount and the currency are correct.
+fn check_charge(charge: &Charge, payment: &Payment, add_violation: &mut impl FnMut(&'static str, String)) {
     if (charge.amount, &charge.currency) != (payment.amount, &payment.currency) {
-        found(
+        add_violation(
             "a charge has the amount and currency of its payment",
             format!(
                 "{} charged {} {}, and payment {} has {} {}",
@@ -124,14 +128,14 @@ fn check_charge(charge: &Charge, payment: &Payment, found: &mut impl FnMut(&'sta
         ChargeStatus::Declined => (payment.status == "declined", "a declined charge has a declined payment"),
     };
     if !agrees {
-        found(
+        add_violation(
             rule,
             format!("{} is {:?}, and payment {} is {}", charge.id, charge.status, payment.id, payment.status),
         );
     } else if charge.status == ChargeStatus::Succeeded
         && payment.gateway_charge_id.as_ref() != Some(&charge.id)
     {
-        found(
+        add_violation(
             "a payment names its charge",
             format!(
                 "payment {} names {:?}, its charge is {}",
@@ -141,9 +145,13 @@ fn check_charge(charge: &Charge, payment: &Payment, found: &mut impl FnMut(&'sta
     }
 }
 
-fn check_refund(made: &gateway::Refund, refund: &Refund, found: &mut impl FnMut(&'static str, String)) {
+fn check_refund(
+    made: &gateway::Refund,
+    refund: &Refund,
+    add_violation: &mut impl FnMut(&'static str, String),
+) {
     if made.amount != refund.amount || refund.gateway_charge_id.as_ref() != Some(&made.charge_id) {
-        found(
+        add_violation(
             "a refund has the requested amount and charge",
             format!(
                 "{} refunded {} of {}, and refund {} has {} of {:?}",
@@ -156,9 +164,9 @@ fn check_refund(made: &gateway::Refund, refund: &Refund, found: &mut impl FnMut(
         RefundStatus::Failed => "failed",
     };
     if !refund.is_in_flight() && refund.status != expected {
-        found(
+        add_violation(
             "a refund has the gateway's outcome",
-            format!("{} has {expected}, and refund {} is {}", made.id, refund.id, refund.status),
+            format!("{} has the outcome {expected}, and refund {} is {}", made.id, refund.id, refund.status),
         );
     }
 }

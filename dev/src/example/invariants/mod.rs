@@ -1,18 +1,20 @@
 //! The invariants of money as an executable check: the service's tables are compared with the gateway's ledger, to the
 //! cent.
 //!
-//! The check works on a live system. It reads payments in one snapshot before the ledger and in another after it:
-//! - A payment is charged before it is settled, so every payment settled in the first snapshot must be in the ledger.
+//! The check works on a live system. The check reads payments in one snapshot before the ledger and in a second
+//! snapshot after the ledger:
+//! - A payment is charged before it succeeds or is declined, so the ledger must have the charge of each such payment in
+//!   the first snapshot.
 //! - A payment is recorded before it is charged, so every charge in the ledger must be in the second snapshot.
 //!
-//! Payments in flight are counted, and are never violations.
+//! Payments and refunds in flight are counted. A missing charge or refund of these is no violation.
 //!
-//! The memory of a comparison is constant, because it compares pages of [`PAGE_SIZE`] payments and refunds. Both sides
-//! have the same gateway key, by which the pages are selected. The first [`MAX_VIOLATIONS`] violations are reported,
-//! the others are counted.
+//! The memory of a comparison is constant, because it compares pages of [`PAGE_SIZE`] payments and refunds. A page is
+//! selected by the gateway key, which a payment and its charge share. The first [`MAX_VIOLATIONS`] violations are
+//! reported, the others are counted.
 //!
-//! - [`tables`]: the service's tables, and the invariants within them
-//! - [`comparison`]: the invariants of both sides
+//! - [`tables`]: the service's tables, and the invariants within the tables
+//! - [`comparison`]: the invariants between the tables and the ledger
 mod comparison;
 mod tables;
 #[cfg(test)]
@@ -43,7 +45,7 @@ pub const MAX_VIOLATIONS: usize = 100;
 
 const GATEWAY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The reason why there is no result.
+/// The reason why a check has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("failed to read the service's tables: {0}")]
@@ -164,7 +166,7 @@ pub async fn check(database_url: &str, gateway: &Url) -> Result<CheckReport, Err
     check_after(Loss::Impossible, database_url, gateway).await
 }
 
-/// Compares like [`check`], after a possible loss of rows.
+/// Compares like [`check`]. With [`Loss::Possible`], charges and refunds without a row are reported as orphans.
 pub async fn check_after(loss: Loss, database_url: &str, gateway: &Url) -> Result<CheckReport, Error> {
     let client = crate::http::client(GATEWAY_TIMEOUT)?;
     let mut connection = PgConnection::connect(database_url).await?;
@@ -210,7 +212,7 @@ pub async fn in_flight(database_url: &str) -> Result<i64, Error> {
     Ok(in_flight)
 }
 
-/// Returns the comparison for the console.
+/// Returns the function with which the console compares.
 pub fn console_comparison(owner_url: Url, gateway: Url) -> Comparison {
     Arc::new(move || {
         let (owner_url, gateway) = (owner_url.clone(), gateway.clone());

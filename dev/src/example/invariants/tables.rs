@@ -1,6 +1,6 @@
-//! The service's tables, each time read as one snapshot, and the invariants within them.
+//! Snapshots of the service's tables, and the invariants within the tables.
 //!
-//! Many of these invariants are also database constraints. They are checked here too, because a missing or wrong
+//! Many of these invariants are also database constraints. The check repeats them, because a missing or wrong
 //! constraint causes no error.
 use std::ops::RangeInclusive;
 
@@ -238,8 +238,8 @@ const EFFECTS: [Effect; 3] = [
     Effect { table: "refunds", settled: Some("status <> 'processing'") },
 ];
 
-/// Returns the tables with a primary key `id` of type UUID, except [`EFFECTS`]. Idempotency keys can refer to their
-/// rows, so the table of a new slice is checked without an entry here.
+/// Returns the tables with a primary key `id` of type UUID, except [`EFFECTS`]. Idempotency keys can refer to rows of
+/// these tables, so a table that a new feature adds is checked without an entry here.
 async fn other_tables(snapshot: &mut PgTransaction<'_>) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar(
         "
@@ -260,8 +260,8 @@ fn union(selects: impl Iterator<Item = String>) -> String {
     selects.collect::<Vec<_>>().join(" union all ")
 }
 
-/// Returns further invariants in the form of [`RULES`]. They apply to [`EFFECTS`], and to the rows of `others` to which
-/// idempotency keys refer.
+/// Returns further invariants in the form of [`RULES`]. These invariants apply to [`EFFECTS`], and to the rows of
+/// `others` to which idempotency keys refer.
 fn rules_of_effects(others: &[String]) -> [(&'static str, String); 3] {
     let complete = EFFECTS.iter().map(|Effect { table, settled, .. }| {
         format!("select id from {table} where id = resource_id and {}", settled.unwrap_or("true"))

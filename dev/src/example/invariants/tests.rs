@@ -1,5 +1,5 @@
-//! Tests that the check finds violated invariants. Its tables are copies without constraints and triggers, which would
-//! prevent most violations.
+//! Tests that the check finds violated invariants. The checked tables are copies without constraints and triggers,
+//! which would prevent most violations.
 use std::net::SocketAddr;
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, migrate::Migrator};
@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// Four orders: paid (1), with a payment in flight (2), declined (3), and cancelled without payment (4). The payment of
-/// order N has the id 10 + N. `parcels` is the table of another slice, with one row that was created under a key.
+/// order N has the id 10 + N. `parcels` represents a table that a new feature adds. One of its rows was created with an
+/// idempotency key.
 const RECORDS: &str = "
     drop schema if exists records cascade;
     create schema records;
@@ -126,10 +127,10 @@ const VIOLATIONS: [(&str, &str); 19] = [
     ),
 ];
 
-/// Two and a half pages.
+/// Number of payments: two and a half pages.
 const PAYMENTS: i64 = invariants::PAGE_SIZE * 5 / 2;
 
-/// The given number of paid orders: order N has payment N, with the charge `ch_N`.
+/// `PAYMENTS` paid orders: order N has payment N, with the charge `ch_N`.
 const MANY_PAYMENTS: &str = "
     truncate orders, order_items, payments, idempotency_keys, audit_events;
     create function many(kind int, number bigint) returns uuid language sql as
@@ -194,7 +195,7 @@ async fn create_migrated_database(server: &Server, name: &str) -> (Url, PgConnec
 }
 
 #[tokio::test]
-async fn equal_records_pass_and_each_violation_is_named() {
+async fn consistent_records_pass_and_each_violation_is_named() {
     let server = postgres::for_tests().await.unwrap();
     let name = format!("invariants_{}", Uuid::now_v7().simple());
     let (url, mut connection) = create_migrated_database(server, &name).await;

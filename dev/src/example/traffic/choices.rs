@@ -8,11 +8,11 @@ use super::{
     memory::{CompletedRequest, Memory, PayRequest, PlacedOrder, Product, State},
 };
 
-/// Maximum number of unfinished orders of a customer who places another.
+/// Number of unfinished orders at which a customer stops placing further orders.
 const MAX_UNFINISHED_ORDERS: usize = 5;
 
-/// Payment methods, and their percentages of all payments. Methods that leave the outcome unknown are rare, so that the
-/// service's circuit breaker stays closed.
+/// Payment methods, and their percentages among the first payments of orders. Methods that leave the outcome unknown
+/// are rare, so that the service's circuit breaker stays closed.
 const PAYMENT_METHODS: [(&str, u32); 9] = [
     ("pm_card_ok", 80),
     ("pm_card_declined", 6),

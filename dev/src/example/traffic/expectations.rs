@@ -1,4 +1,4 @@
-//! The API contract of products, orders and payments. Each function returns the violated rule.
+//! The API contract of products, orders and payments. Each function returns the first violated rule, if any.
 use serde_json::Value;
 
 use crate::traffic::{

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::traffic::api::Call;
 
-/// Maximum number of stored orders. Only finished orders are removed above this number.
+/// Number of orders above which a customer's oldest finished order is removed. Unfinished orders are never removed.
 const MAX_ORDERS: usize = 12;
 
 /// A product for sale.
@@ -36,8 +36,8 @@ pub(super) enum State {
     Unpaid {
         declined_before: bool,
     },
-    /// The outcome of the payment is unknown. The customer can retry the same request, or poll the payment after a
-    /// first response.
+    /// The outcome of the payment is unknown. The customer can retry the same request, or poll the payment if a
+    /// response contained its id.
     Paying {
         payment_id: Option<String>,
         request: PayRequest,
@@ -122,7 +122,7 @@ pub struct Payments {
     pub succeeded: u64,
     pub declined: u64,
     pub failed: u64,
-    /// Started, with an unknown outcome.
+    /// Payments with an unknown outcome.
     pub processing: u64,
 }
 

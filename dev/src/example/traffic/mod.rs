@@ -25,7 +25,7 @@ pub(crate) async fn browse(request: &ApiRequest<'_>) {
     request.browse(None, None).await;
 }
 
-/// Sends one request of a logged-in customer. `other_customer` is another customer.
+/// Sends one request of a logged-in customer. `other_customer` is a customer whose order an invalid request may name.
 pub(crate) async fn act(
     request: &ApiRequest<'_>,
     customer: &Mutex<Customer>,
