@@ -25,10 +25,10 @@ async fn probes_respond_in_time_while_the_database_hangs() {
     service.database_proxy().freeze();
     eventually("the service is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
     for _ in 0..5 {
-        let requests = Instant::now();
+        let started = Instant::now();
         let (status, body) = ready(&service).await;
         assert_eq!((status, body["checks"]["database"].as_str()), (503, Some("unhealthy")), "{body}");
-        assert!(requests.elapsed() < Duration::from_secs(5), "{:?}", requests.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
         assert_eq!(service.ops("/healthz").await.0, 200, "the process is alive nevertheless");
     }
     let (_, report) = service.ops("/health").await;
@@ -69,8 +69,8 @@ async fn the_service_reconnects_after_an_outage_without_a_restart() {
 async fn a_slow_connection_attempt_serves_the_next_request() {
     let service = builder().setting("DATABASE_ACQUIRE_TIMEOUT_MS", "300").with_database_proxy().start().await;
     let customer = service.customer().await;
-    // A statement takes one round trip, but opening a connection takes several. This simulates a restart, after which
-    // all replicas reconnect at once.
+    // A statement takes one round trip, but opening a connection takes several, which last longer than the acquire
+    // timeout. This simulates a restart of the database, after which all replicas reconnect at once.
     service.database_proxy().interrupt();
     service.database_proxy().slow(Duration::from_millis(100));
     let rejected = customer.lists().await.is_problem(503, "unavailable");
@@ -124,27 +124,27 @@ async fn the_statement_timeout_follows_the_setting() {
         .await;
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
-    let requests = customer.lists().in_background();
+    let request = customer.lists().in_background();
     // The wait exceeds every other timeout of a statement.
     let waited = format!(
         "select count(*) from pg_locks where relation = '{TABLE}'::regclass and not granted
          and waitstart < now() - interval '16 s'"
     );
-    eventually("the pool has waited long enough", async || {
+    eventually("the statement has waited for 16 seconds", async || {
         (service.database().number(&waited).await > 0).then_some(())
     })
     .await;
     held.release().await;
-    let _listed = requests.response().await.is(200);
+    let _listed = request.response().await.is(200);
 }
 
-/// Returns a URL with the hosts of both URLs.
+/// Returns the first URL with the host and the port of the second added.
 fn with_both_hosts(first: &Url, second: &Url) -> String {
     let host = |url: &Url| format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
     first.as_str().replacen(&host(first), &format!("{},{}", host(first), host(second)), 1)
 }
 
-/// Repeats a change until it succeeds. Every other response must be retryable.
+/// Repeats a change until it succeeds. Every response before must be a 503 with a `Retry-After`.
 async fn succeeds_after_503s_only(request: impl Fn() -> Request) -> HttpResponse {
     within(Duration::from_mins(1), "the change succeeds", async || {
         let response = request().await;
@@ -344,7 +344,7 @@ async fn a_column_that_changes_its_type_fails_no_request_for_good() {
         (service.metric(selected).await >= 100).then_some(())
     })
     .await;
-    // Every request reads this column for the authentication.
+    // The authentication of every request reads this column.
     service.database().execute("alter table users alter column role type varchar(20)").await;
     for _ in 0..8 {
         let response = customer.lists().await;

@@ -21,14 +21,16 @@ async fn service_that_crashes_at(point: &str) -> Service {
     builder().setting("CRASH_AT", point).start().await
 }
 
-/// Restarts the crashed process. The caller, who got no response, retries until the response has the outcome.
+/// Waits for the crash, and restarts the process. Then repeats the request, as a client without a response does, until
+/// the response has the outcome.
 async fn retry_after_restart(service: &mut Service, retry: Request) -> HttpResponse {
     let ended = service.wait_for_exit().await;
     assert!(ended.signal().is_some(), "a signal ended the process: {ended}");
     service.restart_without("CRASH_AT").await;
     eventually("the retry has the outcome", async || {
         let response = retry.clone().await;
-        // 409 during the lease of the crashed process, then 202 until recovery settles it.
+        // The status is 409 while the crashed process has the lease, and then 202 until recovery has settled the
+        // record.
         match response.status {
             201 => Some(response),
             202 | 409 => None,
@@ -38,7 +40,7 @@ async fn retry_after_restart(service: &mut Service, retry: Request) -> HttpRespo
     .await
 }
 
-/// Checks that the start and the settlement have one audit event each.
+/// Checks that the start and the settlement of a payment or refund have one audit event each.
 async fn assert_one_event_each(service: &Service, resource: &str) {
     for action in ["create", "settle"] {
         let condition = format!("resource = '{resource}' and action = '{action}' and result = 'success'");
@@ -56,7 +58,7 @@ async fn test_payment_crash(point: &str, card: &str, webhooks: bool) {
     retry_until_paid(&mut service, &order, attempt.again()).await;
 }
 
-/// Tests a crash at this point. The gateway fails during the request, so recovery finds no charge.
+/// Tests a crash at this point. The gateway fails during the request, so recovery finds no charge and sends it.
 async fn test_unsent_payment_crash(point: &str) {
     let mut service = service_that_crashes_at(point).await;
     service.disable_webhooks();
@@ -92,7 +94,7 @@ async fn test_refund_crash(point: &str) {
     service.invariants_hold().await;
 }
 
-/// The table: a test for each crash point, and the names of all crash points.
+/// Declares a test for each crash point of the table, and `POINTS`, the names of all its crash points.
 macro_rules! table {
     ($($test:ident: $point:literal => $survives:expr;)*) => {
         const POINTS: &[&str] = &[$($point),*];
@@ -141,8 +143,8 @@ fn the_table_has_every_crash_point_of_the_sources() {
     assert_eq!(of_campaign, of_sources, "a campaign selects from all crash points");
 }
 
-/// Compiles the module of crash points alone, with or without debug assertions, and runs one of them. Returns the exit
-/// status, and whether the executable contains the variable's name.
+/// Compiles only the module of crash points, with or without debug assertions, and runs one crash point. Returns the
+/// exit status, and whether the executable contains the name of the variable `CRASH_AT`.
 fn reach_crash_point(debug_assertions: &str) -> (ExitStatus, bool) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));

@@ -1,5 +1,5 @@
-//! Malformed and contradictory responses of the gateway. They settle nothing, and many of them open the breaker.
-//! Declines are valid responses.
+//! Malformed and contradictory responses of the gateway. They settle nothing, and many of them open the circuit
+//! breaker. Declines are valid responses.
 use dev::{
     example::gateway::{Charge, ChargeStatus, Faults, Malformation, Webhooks},
     harness::{Service, eventually},
@@ -12,7 +12,7 @@ fn malformed_faults(spoil: Malformation) -> Faults {
     Faults { spoil_rate: 1.0, spoil, webhooks: Webhooks::Never, ..Faults::default() }
 }
 
-/// Returns the discrepancies in the audit log.
+/// Returns the kinds of the discrepancies in the audit log.
 async fn discrepancies(service: &Service) -> Vec<String> {
     let events = service.audit_events("action = 'discrepancy'").await;
     events.iter().map(|event| event["metadata"]["what"].as_str().unwrap().to_owned()).collect()
@@ -96,8 +96,8 @@ async fn unreadable_records_do_not_block_other_payments() {
         eventually("the breaker is closed", async || {
             let response = order.pay("pm_card_ok").await;
             assert!([201, 503].contains(&response.status), "{response}");
-            // Only the ten calls without a response opened the breaker. Once it is closed, it stays closed.
-            assert!(paid == 0 || response.status == 201, "{paid} were paid: {response}");
+            // Only the ten calls without a response may open the breaker. Once the breaker is closed, it stays closed.
+            assert!(paid == 0 || response.status == 201, "rejected after {paid} paid orders: {response}");
             (response.status == 201).then_some(())
         })
         .await;
@@ -141,7 +141,7 @@ async fn a_rejection_after_another_attempt_settles_nothing() {
     let payment = order.wait_for_payment().await;
     eventually("the charge is sent", async || (service.count_requests_for(payment).await == 1).then_some(()))
         .await;
-    // This simulates the recovery of another replica.
+    // This simulates a second attempt by the recovery of another replica.
     service.database().execute(format!("update payments set attempts = 2 where id = '{payment}'")).await;
     let charge = Charge {
         id: "ch_by_another_attempt".to_owned(),
@@ -262,7 +262,7 @@ async fn a_conflict_at_the_gateway_is_unknown_and_alerted() {
 async fn a_rejection_proves_nothing_about_an_earlier_attempt() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    // The first response is a late error, and the second is a rejection.
+    // The response to the first send is a late error, and the response to the second is a rejection.
     let failing = Faults { error_rate: 1.0, latency_ms: 400, webhooks: Webhooks::Never, ..Faults::default() };
     service.gateway().faults().set(failing);
     let attempt = order.pay("pm_card_from_another_gateway").in_background();

@@ -1,4 +1,4 @@
-//! A repeated request has one effect and one response.
+//! Idempotency: repeated requests with the same key have one effect and one response.
 use dev::harness::{MUG, Request, Service, eventually};
 use serde_json::{Value, json};
 
@@ -209,7 +209,7 @@ async fn a_retry_of_an_unknown_payment_gets_the_current_state() {
     service.invariants_hold().await;
 }
 
-/// Returns the stored keys among those of the next test.
+/// Returns those of the next test's keys that are stored.
 async fn stored_keys(service: &Service) -> Vec<Value> {
     let keys =
         "select key from idempotency_keys where key in ('old', 'young', 'never-complete') order by key";
@@ -251,8 +251,8 @@ async fn keys_expire_one_day_after_completion() {
     service.invariants_hold().await;
 }
 
-/// Sends fifty concurrent duplicates, and the same request until it has its final response. Returns the different
-/// responses.
+/// Sends fifty concurrent duplicates of a request, and then the request once more. Checks that exactly one duplicate
+/// was executed. Returns the distinct bodies of the successful responses.
 async fn responses_of_fifty_duplicates(request: Request) -> Vec<String> {
     let duplicates: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
     let mut bodies = Vec::new();
@@ -267,7 +267,7 @@ async fn responses_of_fifty_duplicates(request: Request) -> Vec<String> {
             assert!(conflict.header("retry-after").is_some());
         }
     }
-    assert_eq!(executed, 1, "one of them did the work");
+    assert_eq!(executed, 1, "exactly one duplicate was executed");
     bodies.push(request.await.is(201).text);
     bodies.dedup();
     bodies

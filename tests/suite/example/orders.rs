@@ -108,7 +108,7 @@ async fn the_largest_order_has_an_exact_total() {
     assert_eq!(order["total_amount"], 1_000_000_000_000_000_i64);
 }
 
-/// Returns the whole list from all pages.
+/// Returns the orders of all pages of a list.
 async fn pages(user: &User, query: &str, limit: usize) -> Vec<Value> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -243,10 +243,10 @@ async fn only_reads_of_other_users_data_are_audited() {
     let _read = support.get(first.path()).await.is(200);
     let _listed = support.get("/v1/orders").await.is(200);
     let accesses = service.audit_events("event_type = 'data_access'").await;
-    let of =
+    let summary =
         |access: &Value| (access["user_id"].clone(), access["resource"].clone(), access["result"].clone());
     let by_support = (json!(support.id), json!("orders"), json!("success"));
-    assert_eq!(accesses.iter().map(of).collect::<Vec<_>>(), [by_support.clone(), by_support]);
+    assert_eq!(accesses.iter().map(summary).collect::<Vec<_>>(), [by_support.clone(), by_support]);
     assert_eq!(accesses[0]["metadata"]["record_ids"], json!([first.id]));
     assert_eq!(accesses[1]["metadata"]["record_ids"], json!([second.id, first.id]));
 }
@@ -264,9 +264,9 @@ async fn the_customer_or_support_cancels_an_unpaid_order_once() {
     let order = customer.places_an_order().await;
     let cancel = support.post(format!("{}/cancel", order.path()));
     assert_eq!(cancel.await.is(200).text("status"), "cancelled");
-    let by = service.audit_events("resource = 'orders' and action = 'cancel'").await;
+    let cancellations = service.audit_events("resource = 'orders' and action = 'cancel'").await;
     assert_eq!(
-        by.iter().map(|event| &event["user_id"]).collect::<Vec<_>>(),
+        cancellations.iter().map(|event| &event["user_id"]).collect::<Vec<_>>(),
         [&json!(customer.id), &json!(support.id)]
     );
 }

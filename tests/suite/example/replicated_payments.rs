@@ -1,4 +1,4 @@
-//! Payments with several replicas of one service. Each replica takes over the work of others.
+//! Payments with several replicas of one service. A replica takes over the work of a crashed one.
 use std::time::Duration;
 
 use dev::{

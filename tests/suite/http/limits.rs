@@ -1,4 +1,5 @@
-//! Limits of requests: time, connections, and rates. Rejections have a `Retry-After`.
+//! Limits: the duration of requests, the number of connections, and the rate of requests. A 429 and a 503 have a
+//! `Retry-After`.
 use std::time::Duration;
 
 use dev::harness::{HttpResponse, Request, Service, TABLE, WAIT_TIMEOUT, eventually};
@@ -108,7 +109,7 @@ async fn a_429_has_a_retry_after() {
         let service = builder().setting(setting, "1").start().await;
         let customer = service.customer().await;
         let (accepted, rejected) = send_until_rejected(customer.get("/v1/me")).await;
-        assert!(accepted >= 7, "{setting}: a burst of ten is allowed, not of {accepted}");
+        assert!(accepted >= 7, "{setting}: only {accepted} requests of a burst of ten were accepted");
         let rejected = rejected.is_problem(429, "too-many-requests");
         assert_eq!(rejected.header("retry-after"), Some("1"));
         let policy = if limits_address { "address" } else { "caller" };
@@ -313,7 +314,7 @@ async fn a_request_without_one_valid_host_is_rejected() {
 async fn a_client_that_does_not_read_is_disconnected() {
     let service = builder().setting("WRITE_TIMEOUT_MS", "1000").start().await;
     let mut connection = RawConnection::to(&service).await;
-    // The responses to these requests exceed the kernel's buffers for the connection.
+    // The responses to these requests exceed the kernel's buffers for the connection, so the service cannot write them.
     let request = "GET /openapi.json HTTP/1.1\r\nhost: shop\r\n\r\n";
     let writing = async { while connection.0.write_all(request.repeat(100).as_bytes()).await.is_ok() {} };
     let closed = tokio::time::timeout(WAIT_TIMEOUT, writing).await;

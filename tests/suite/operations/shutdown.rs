@@ -1,4 +1,4 @@
-//! Shutdown: work in flight is finished, and cancelled work is named.
+//! Shutdown: work in flight is finished before the deadline, and the log names work that is cancelled.
 use std::{path::Path, time::Instant};
 
 use dev::{
@@ -75,7 +75,7 @@ async fn work_past_the_deadline_is_cancelled_and_named() {
     held.release().await;
 }
 
-/// Starts the service, waits until it waits for the database, and asserts that a signal stops it.
+/// Starts the service, waits until `until_waiting` is complete, and asserts that a signal then ends the start.
 async fn assert_signal_ends_wait(
     settings: &[(&str, String)],
     until_waiting: impl AsyncFn(&dev::process::Child),

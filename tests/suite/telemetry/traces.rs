@@ -10,7 +10,7 @@ use crate::{
     service,
 };
 
-/// A public route, so that a request is a single span.
+/// A public route. A request to it needs no session, so its trace has a single span.
 const PUBLIC: &str = "/problems";
 
 pub async fn traced(collector: &Collector) -> Service {

@@ -50,7 +50,8 @@ async fn every_route_admits_exactly_its_roles() {
     let mut rejected = 0;
     for (method, route, request, expected) in routes() {
         for (role, expected) in CALLERS.into_iter().zip(expected) {
-            // Each request gets a new owner and a new session, because some requests consume them.
+            // Each request gets a new owner and a new session, because some requests change the owner or end the
+            // session.
             let owner = service.customer().await;
             let (client, email) = match (role, staff.user(role)) {
                 ("customer", _) => ((*owner).clone(), owner.email.clone()),
@@ -130,7 +131,7 @@ fn the_document_marks_sessions_and_roles_of_routes() {
             let allowed =
                 CALLERS.into_iter().zip(expected).filter(|(_, status)| ![401, 403].contains(status));
             let allowed: Vec<_> = allowed.map(|(role, _)| role).collect();
-            // An empty list means every role.
+            // In the document, an empty list means that every role is allowed.
             let allowed = if allowed == CALLERS[1..] { json!([]) } else { json!(allowed) };
             assert_eq!(operation["security"], json!([{ "session": allowed }]), "{method} {route}");
         }
