@@ -62,7 +62,7 @@ async fn five_failed_attempts_lock_an_account_for_a_while() {
 }
 
 #[tokio::test]
-async fn a_success_deletes_four_failed_attempts() {
+async fn a_login_deletes_earlier_failed_attempts() {
     let service = service().await;
     let customer = service.customer().await;
     for _ in 0..3 {
@@ -110,7 +110,7 @@ async fn many_addresses_together_lock_an_account() {
 }
 
 #[tokio::test]
-async fn one_address_alone_locks_no_account_out_for_others() {
+async fn one_address_cannot_lock_an_account_for_other_addresses() {
     let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
     let customer = service.customer().await;
     for _ in 0..60 {
@@ -145,7 +145,7 @@ async fn the_audit_log_and_attempts_share_one_account_pseudonym() {
 }
 
 #[tokio::test]
-async fn concurrent_attempts_are_counted_before_they_are_checked() {
+async fn concurrent_attempts_cannot_exceed_the_lockout_limit() {
     let service = service().await;
     let customer = service.customer().await;
     let attempts = (0..20).map(|_| {
@@ -236,7 +236,7 @@ async fn an_unknown_account_has_a_pseudonym_in_the_audit_log() {
 }
 
 #[tokio::test]
-async fn a_flood_of_denials_becomes_few_events() {
+async fn a_flood_of_denials_is_aggregated_in_the_audit_log() {
     let service = service().await;
     let customer = service.customer().await;
     let rejections = (0..130).map(|_| customer.get("/v1/audit-events").in_background());
@@ -303,7 +303,7 @@ async fn the_address_limit_applies_before_the_body_is_read() {
 }
 
 #[tokio::test]
-async fn logins_of_one_address_are_limited() {
+async fn logins_from_one_client_address_are_rate_limited() {
     let service = builder().setting("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "3").start().await;
     let responses = [
         log_in(&service, "a@example.com", WRONG).await,

@@ -42,7 +42,7 @@ async fn a_user_registers_logs_in_and_reads_their_account() {
 }
 
 #[tokio::test]
-async fn an_address_is_registered_once_in_whatever_case() {
+async fn an_email_address_is_registered_once_in_any_case() {
     let service = service().await;
     let _registered = register(&service, "grace@example.com", PASSWORD).await.is(201);
     let _taken =
@@ -281,7 +281,7 @@ async fn an_outdated_hash_is_replaced_at_the_next_login() {
 }
 
 #[tokio::test]
-async fn no_user_can_become_an_admin() {
+async fn a_registration_cannot_choose_its_role() {
     let service = service().await;
     let registration =
         json!({ "email": "eve@example.com", "password": PASSWORD, "name": "Eve", "role": "admin" });
@@ -289,7 +289,7 @@ async fn no_user_can_become_an_admin() {
 }
 
 #[tokio::test]
-async fn logging_out_ends_this_session_and_no_other() {
+async fn a_logout_ends_only_its_own_session() {
     let service = service().await;
     let here = service.customer().await;
     let there = service.log_in(&here.email).await;
@@ -300,7 +300,7 @@ async fn logging_out_ends_this_session_and_no_other() {
 }
 
 #[tokio::test]
-async fn another_password_ends_every_session() {
+async fn a_password_change_ends_every_session() {
     let service = service().await;
     let here = service.customer().await;
     let there = service.log_in(&here.email).await;
@@ -332,7 +332,7 @@ async fn a_password_change_requires_the_current_password() {
 }
 
 #[tokio::test]
-async fn a_session_ends_when_its_time_is_over() {
+async fn an_expired_session_is_rejected_deleted_and_audited() {
     let mut service = builder().setting("SESSION_TTL_SECONDS", "1").start().await;
     let customer = service.customer().await;
     let ended = eventually("the session ends", async || {

@@ -143,7 +143,7 @@ async fn the_audit_log_filters_and_pages_without_gaps() {
 }
 
 #[tokio::test]
-async fn the_audit_log_is_read_and_sealed_by_its_indexes() {
+async fn reading_and_sealing_use_the_indexes_of_the_audit_log() {
     let service = service().await;
     service
         .database()

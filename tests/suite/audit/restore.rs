@@ -34,7 +34,7 @@ async fn changed_tables(service: &Service) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn the_runbook_of_a_restore_leads_back_to_a_verified_log() {
+async fn the_steps_of_the_restore_runbook_give_a_verified_log() {
     let mut service = sealing_service().await;
     let scratch = Scratch::new();
     let (customer, other) = (service.customer().await, service.customer().await);

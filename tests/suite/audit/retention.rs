@@ -150,7 +150,7 @@ async fn an_export_that_was_changed_does_not_verify() {
 }
 
 #[tokio::test]
-async fn the_event_of_an_export_can_be_exported_later() {
+async fn the_audit_event_of_an_export_can_be_exported_too() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
     insert_old_events(&service, "2021-02", 5).await;

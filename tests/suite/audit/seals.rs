@@ -74,7 +74,7 @@ async fn every_event_is_sealed_and_the_head_of_the_chain_is_logged() {
 }
 
 #[tokio::test]
-async fn a_head_is_logged_again_by_a_process_that_starts() {
+async fn a_restarted_process_logs_the_head_of_the_chain_again() {
     let mut service = sealing_service().await;
     service.customer().await;
     wait_until_everything_is_sealed(&service).await;
@@ -120,7 +120,7 @@ async fn the_horizon_is_taken_before_the_events_are_read() {
 }
 
 #[tokio::test]
-async fn a_head_is_logged_though_nothing_else_is() {
+async fn the_head_is_logged_with_all_other_targets_off() {
     // The harness waits for the log line "the service is up".
     let filter = "off,app::service=info";
     let service =
@@ -508,7 +508,7 @@ async fn creating_a_partition_blocks_no_writer() {
 }
 
 #[tokio::test]
-async fn a_month_in_the_default_partition_does_not_block_others() {
+async fn an_event_in_the_default_partition_blocks_only_its_month() {
     let service = partitioned_service().await;
     let definitions = service.database().rows(PARTITION_DEFINITIONS).await;
     let [third, fourth] = [2, 3].map(|index| definitions[index]["relname"].as_str().unwrap());

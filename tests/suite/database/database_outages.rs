@@ -322,7 +322,7 @@ async fn a_database_with_read_only_sessions_is_not_used() {
 }
 
 #[tokio::test]
-async fn a_column_that_changes_its_type_fails_no_request_for_good() {
+async fn requests_succeed_again_after_a_column_changes_its_type() {
     let service = builder().start().await;
     let customer = service.customer().await;
     let _listed = customer.lists().await.is(200);

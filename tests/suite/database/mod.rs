@@ -15,7 +15,7 @@ use crate::{EXECUTABLE, service};
 pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
 #[tokio::test]
-async fn the_service_cannot_rewrite_what_happened() {
+async fn the_service_has_no_privilege_to_rewrite_records_or_schema() {
     let service = service().await;
     let _created = service.customer().await.creates().await.is(201);
     let partition = service
@@ -75,7 +75,7 @@ async fn migrate_turns_synchronous_commit_on_for_the_service() {
 }
 
 #[tokio::test]
-async fn commits_become_durable_whatever_is_set_on_the_services_role() {
+async fn migrate_overrides_synchronous_commit_off_on_the_role() {
     let service = service().await;
     let database = service.database();
     let role = database.service_role();
@@ -104,7 +104,7 @@ async fn commits_become_durable_whatever_is_set_on_the_services_role() {
 }
 
 #[tokio::test]
-async fn a_lost_replica_is_noticed_by_the_server() {
+async fn sessions_have_timeouts_that_detect_a_lost_replica() {
     let service = service().await;
     let mut as_service = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
     for (setting, expected) in [
@@ -170,7 +170,7 @@ async fn migrate(database: &Database) -> dev::harness::CommandOutput {
 }
 
 #[tokio::test]
-async fn several_replicas_may_migrate_at_once() {
+async fn concurrent_migrations_of_several_replicas_succeed() {
     let database = Arc::new(Database::create_empty().await);
     let replicas: Vec<_> = (0..8)
         .map(|_| {

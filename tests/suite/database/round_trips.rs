@@ -64,7 +64,7 @@ async fn wait_until_pool_is_idle(service: &Service) {
 }
 
 #[tokio::test]
-async fn hot_routes_make_no_more_round_trips_than_they_need() {
+async fn hot_routes_make_the_documented_number_of_round_trips() {
     let service = counted_service().await;
     let customer = service.customer().await;
     let credentials = json!({ "email": customer.email, "password": PASSWORD });

@@ -236,7 +236,7 @@ fn names_of_tests_are_short() {
 }
 
 #[test]
-fn types_are_nouns_and_predicates_only_answer() {
+fn types_are_nouns_and_async_predicates_return_bool() {
     let names = names();
     assert!(names.participles.is_empty(), "name the thing: {:#?}", names.participles);
     assert!(names.acting_predicates.is_empty(), "use a verb: {:#?}", names.acting_predicates);

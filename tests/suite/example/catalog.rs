@@ -30,7 +30,7 @@ async fn every_client_reads_the_catalog_page_by_page() {
 }
 
 #[tokio::test]
-async fn an_admin_adds_and_changes_a_product_audited() {
+async fn an_admins_changes_of_products_are_audited() {
     let service = service().await;
     let admin = service.admin().await;
     let new = json!({ "sku": "CUP-01", "name": "Cup", "unit_amount": 790, "currency": "EUR" });

@@ -111,18 +111,18 @@ macro_rules! table {
 table! {
     before_a_payment_begins: "payment.beginning" => test_payment_crash("payment.beginning", "pm_card_ok", false);
     after_a_payment_has_begun: "payment.begun" => test_payment_crash("payment.begun", "pm_card_ok", false);
-    after_a_charge_was_answered: "payment.answered" => test_payment_crash("payment.answered", "pm_card_ok", false);
+    after_the_response_to_a_charge: "payment.answered" => test_payment_crash("payment.answered", "pm_card_ok", false);
     before_a_settlement_commits: "payment.settling" => test_payment_crash("payment.settling", "pm_card_ok", false);
     after_a_settlement_has_committed: "payment.settled" => test_payment_crash("payment.settled", "pm_card_ok", false);
     after_recovery_has_taken_a_lease: "recovery.leased" => test_payment_crash("recovery.leased", "pm_card_timeout", false);
-    after_recovery_was_answered: "recovery.answered" => test_payment_crash("recovery.answered", "pm_card_timeout", false);
-    before_recovery_sends_a_charge_again: "recovery.sending" => test_unsent_payment_crash("recovery.sending");
+    after_the_response_to_recovery: "recovery.answered" => test_payment_crash("recovery.answered", "pm_card_timeout", false);
+    before_recovery_resends_a_charge: "recovery.sending" => test_unsent_payment_crash("recovery.sending");
     after_a_webhook_is_claimed: "webhook.claimed" => test_payment_crash("webhook.claimed", "pm_card_timeout", true);
     before_a_webhook_commits: "webhook.applied" => test_payment_crash("webhook.applied", "pm_card_timeout", true);
     after_a_webhook_has_committed: "webhook.received" => test_payment_crash("webhook.received", "pm_card_timeout", true);
     before_a_refund_begins: "refund.beginning" => test_refund_crash("refund.beginning");
     after_a_refund_has_begun: "refund.begun" => test_refund_crash("refund.begun");
-    after_a_refund_was_answered: "refund.answered" => test_refund_crash("refund.answered");
+    after_the_response_to_a_refund: "refund.answered" => test_refund_crash("refund.answered");
     before_a_refunds_settlement_commits: "refund.settling" => test_refund_crash("refund.settling");
     after_a_refunds_settlement_has_committed: "refund.settled" => test_refund_crash("refund.settled");
 }

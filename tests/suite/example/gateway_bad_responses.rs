@@ -162,7 +162,7 @@ async fn a_rejection_after_another_attempt_settles_nothing() {
 }
 
 #[tokio::test]
-async fn a_rejection_is_certain_after_a_failed_connect() {
+async fn a_rejection_after_a_failed_connect_fails_the_payment() {
     let service = service().await;
     let unconnected = service.replica_with(&[("GATEWAY_URL", "http://127.0.0.1:1")]).await;
     let order = service.customer().await.places_an_order().await;
@@ -239,7 +239,7 @@ async fn declines_do_not_open_the_breaker() {
 }
 
 #[tokio::test]
-async fn a_conflict_at_the_gateway_is_unknown_and_alerted() {
+async fn a_409_of_the_gateway_settles_nothing_and_is_recorded() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let conflict =
@@ -259,7 +259,7 @@ async fn a_conflict_at_the_gateway_is_unknown_and_alerted() {
 }
 
 #[tokio::test]
-async fn a_rejection_proves_nothing_about_an_earlier_attempt() {
+async fn a_rejection_of_a_resent_charge_settles_nothing() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     // The response to the first send is a late error, and the response to the second is a rejection.

@@ -55,7 +55,7 @@ async fn a_repeated_refund_replays_the_first_outcome() {
 }
 
 #[tokio::test]
-async fn a_key_belongs_to_the_first_request_under_it() {
+async fn a_key_cannot_be_reused_for_a_different_request() {
     let service = service().await;
     let customer = service.customer().await;
     let order = customer.orders(&[(MUG, 1)]).key("mine").await.is(201).id();
@@ -159,7 +159,7 @@ async fn a_rejection_stores_no_key() {
 }
 
 #[tokio::test]
-async fn an_accepted_request_is_replayed_despite_newer_rules() {
+async fn a_replay_ignores_later_changes_of_the_catalog() {
     let service = service().await;
     let (customer, admin) = (service.customer().await, service.admin().await);
     let order = customer.orders(&[(MUG, 1)]);
@@ -192,7 +192,7 @@ async fn a_retry_during_a_payment_gets_409_and_then_the_outcome() {
 }
 
 #[tokio::test]
-async fn a_retry_of_an_unknown_payment_gets_the_current_state() {
+async fn a_retry_of_a_payment_in_progress_gets_its_current_state() {
     let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "3").start().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;

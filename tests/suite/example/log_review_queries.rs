@@ -39,7 +39,7 @@ async fn cause_reviewed_events(service: &Service) {
 }
 
 #[tokio::test]
-async fn every_query_of_the_review_runs_and_finds_what_it_is_for() {
+async fn every_review_query_runs_and_finds_its_events() {
     let service = service().await;
     cause_reviewed_events(&service).await;
     let queries = queries();

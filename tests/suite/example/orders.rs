@@ -192,7 +192,7 @@ async fn a_page_has_twenty_orders_by_default() {
 }
 
 #[tokio::test]
-async fn a_foreign_order_looks_like_a_missing_one() {
+async fn a_404_is_the_same_for_foreign_and_missing_orders() {
     let service = service().await;
     let (owner, other_customer) = (service.customer().await, service.customer().await);
     let (foreign, missing) = (owner.places_an_order().await.id, Uuid::now_v7());
@@ -291,7 +291,7 @@ async fn an_order_with_a_declined_payment_can_be_cancelled() {
 }
 
 #[tokio::test]
-async fn a_concurrent_cancel_and_payment_have_one_winner() {
+async fn a_concurrent_cancel_and_payment_cannot_both_succeed() {
     let service: Service = service().await;
     let customer = service.customer().await;
     for _ in 0..10 {

@@ -49,7 +49,7 @@ async fn a_charge_with_a_late_response_is_settled_by_polling() {
 }
 
 #[tokio::test]
-async fn a_charge_behind_an_error_is_settled_by_polling() {
+async fn a_charge_reported_as_an_error_is_settled_by_polling() {
     pay_and_recover("pm_card_error_after_charge").await;
 }
 
@@ -83,7 +83,7 @@ async fn a_webhook_settles_a_payment_during_its_request() {
 }
 
 #[tokio::test]
-async fn a_webhook_settles_without_polling() {
+async fn a_webhook_settles_a_payment_without_polling() {
     let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     let order = service.customer().await.places_an_order().await;
     service.gateway().faults().set(Faults { webhooks: Webhooks::Late, ..Faults::default() });
@@ -272,7 +272,7 @@ async fn a_known_key_is_replayed_while_the_gateway_is_down() {
 }
 
 #[tokio::test]
-async fn an_unknown_commit_is_not_followed_by_a_charge() {
+async fn a_payment_is_not_charged_if_its_commit_is_unconfirmed() {
     let service = builder().with_database_proxy().start().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;

@@ -43,7 +43,7 @@ async fn a_card_that_works_pays_the_order() {
 }
 
 #[tokio::test]
-async fn a_decline_is_an_outcome_with_a_reason() {
+async fn a_declined_payment_has_a_reason() {
     let service = service().await;
     let customer = service.customer().await;
     for (card, reason) in [
@@ -184,7 +184,7 @@ async fn a_payment_method_has_a_valid_form() {
 }
 
 #[tokio::test]
-async fn a_retry_charges_once_after_the_database_lost_it() {
+async fn a_retry_does_not_charge_again_after_its_row_is_lost() {
     let mut service = service().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -212,7 +212,7 @@ async fn a_retry_charges_once_after_the_database_lost_it() {
 }
 
 #[tokio::test]
-async fn an_expired_key_still_finds_its_payment() {
+async fn a_retry_after_its_key_has_expired_finds_the_payment() {
     let service = service().await;
     let customer = service.customer().await;
     for (card, status) in [("pm_card_ok", "succeeded"), ("pm_card_declined", "declined")] {

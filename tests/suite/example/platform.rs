@@ -154,7 +154,7 @@ async fn no_money_moves_that_cannot_be_audited() {
 }
 
 #[tokio::test]
-async fn the_service_cannot_rewrite_the_audit_log() {
+async fn the_service_cannot_rewrite_orders_payments_or_refunds() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
@@ -387,7 +387,7 @@ async fn a_filter_of_orders_that_cannot_be_read_is_malformed() {
 }
 
 #[tokio::test]
-async fn an_invalid_id_is_no_order_payment_or_product() {
+async fn an_invalid_id_in_any_path_gets_404() {
     let service = service().await;
     let (customer, admin) = (service.customer().await, service.admin().await);
     for id in ["7", "me", "00000000-0000-0000-0000-00000000000g", "%00", "..%2f..%2fetc"] {

@@ -143,7 +143,7 @@ async fn a_charge_whose_payment_was_lost_in_a_restore_is_found() {
 }
 
 #[tokio::test]
-async fn a_refund_of_the_gateway_without_a_refund_is_found() {
+async fn a_gateway_refund_without_a_refund_row_is_found() {
     let service = start_reconciling().await;
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
     let charge = service.charges_for(payment).await.remove(0);
@@ -245,7 +245,7 @@ async fn a_payment_or_refund_that_the_gateway_does_not_have_is_found() {
 }
 
 #[tokio::test]
-async fn a_listing_without_a_charge_is_no_proof() {
+async fn a_charge_missing_in_the_listing_is_no_discrepancy() {
     let service = start_reconciling().await;
     wait_for_first_window(&service).await;
     service.gateway().faults().set(Faults { list_omit_rate: 1.0, ..no_webhooks() });
@@ -293,7 +293,7 @@ async fn an_unreliable_listing_hides_nothing_and_invents_nothing() {
 }
 
 #[tokio::test]
-async fn the_window_finds_what_is_older_than_the_newest_minutes() {
+async fn the_window_finds_records_older_than_the_newest_minutes() {
     let service = start_reconciling().await;
     wait_for_first_window(&service).await;
     let orphan = Uuid::now_v7();

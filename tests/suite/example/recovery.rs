@@ -125,7 +125,7 @@ async fn recovery_skips_payments_that_a_request_processes() {
 }
 
 #[tokio::test]
-async fn an_unknown_charge_fails_only_after_25_hours() {
+async fn a_payment_without_a_charge_fails_only_after_25_hours() {
     let service = service().await;
     let (order, id) = pay_during_outage(&service, "pm_card_ok").await;
     backdate_first_send(&service, "payments", id, "24 hours").await;
@@ -180,7 +180,7 @@ async fn an_empty_response_never_fails_a_refund() {
 }
 
 #[tokio::test]
-async fn a_rejection_after_an_unanswered_attempt_proves_nothing() {
+async fn recovery_does_not_fail_a_payment_on_a_rejection() {
     let service = service().await;
     let (order, id) = pay_during_outage(&service, "pm_card_from_another_gateway").await;
     let sent = service.count_requests_for(id).await;

@@ -130,7 +130,7 @@ async fn only_charged_payments_can_be_refunded() {
 }
 
 #[tokio::test]
-async fn a_rejected_refund_releases_its_amount() {
+async fn a_failed_refund_releases_its_amount() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
     // 20.00 EUR are refunded directly at the gateway, and the database does not record this refund.
@@ -158,7 +158,7 @@ async fn a_rejected_refund_releases_its_amount() {
 }
 
 #[tokio::test]
-async fn an_unknown_refund_is_settled_by_polling_and_made_once() {
+async fn polling_settles_a_refund_of_unknown_outcome_once() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
     service.gateway().faults().set(Faults {
@@ -265,7 +265,7 @@ async fn the_audit_log_records_a_refund_and_its_user() {
 }
 
 #[tokio::test]
-async fn a_retry_refunds_once_after_the_database_lost_it() {
+async fn a_retry_does_not_refund_again_after_its_row_is_lost() {
     let mut service = service().await;
     service.disable_webhooks();
     let (order, id, support) = a_paid_order(&service).await;
@@ -288,7 +288,7 @@ async fn a_retry_refunds_once_after_the_database_lost_it() {
 }
 
 #[tokio::test]
-async fn an_expired_key_still_finds_its_refund() {
+async fn a_retry_after_its_key_has_expired_finds_the_refund() {
     let service = service().await;
     let (_, id, support) = a_paid_order(&service).await;
     for amount in [Some(1000), None] {
@@ -304,7 +304,7 @@ async fn an_expired_key_still_finds_its_refund() {
 }
 
 #[tokio::test]
-async fn the_database_reserves_no_more_than_was_paid() {
+async fn constraints_keep_reserved_amounts_within_the_payment() {
     let service = service().await;
     let (_, id, support) = a_paid_order(&service).await;
     let _part = support.refund(id, Some(1000)).await.is(201);
@@ -319,7 +319,7 @@ async fn the_database_reserves_no_more_than_was_paid() {
 }
 
 #[tokio::test]
-async fn an_omitted_amount_is_resolved_once_and_resent_as_it_was() {
+async fn a_resent_refund_keeps_the_amount_of_its_first_send() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
     let _part = support.refund(id, Some(500)).await.is(201);
@@ -369,7 +369,7 @@ async fn a_second_gateway_refund_is_a_discrepancy() {
 }
 
 #[tokio::test]
-async fn a_refund_of_unknown_commit_is_not_sent() {
+async fn a_refund_is_not_sent_if_its_commit_is_unconfirmed() {
     let service = builder().with_database_proxy().start().await;
     service.disable_webhooks();
     let (_, id, support) = a_paid_order(&service).await;
@@ -400,7 +400,7 @@ async fn a_refund_of_unknown_commit_is_not_sent() {
 }
 
 #[tokio::test]
-async fn a_rejected_refund_keeps_its_amount_until_an_operator_ends_it() {
+async fn an_http_rejection_keeps_the_amount_until_an_operator_ends_it() {
     let service = service().await;
     service.disable_webhooks();
     let (_, id, support) = a_paid_order(&service).await;

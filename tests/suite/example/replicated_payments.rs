@@ -121,7 +121,7 @@ async fn no_payment_is_lost_or_duplicated_under_combined_faults() {
 }
 
 #[tokio::test]
-async fn one_of_several_replicas_recovers_an_unknown_payment() {
+async fn several_replicas_poll_once_for_each_payment() {
     let one = service().await;
     let _others = (one.replica().await, one.replica().await);
     one.disable_webhooks();

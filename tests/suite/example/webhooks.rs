@@ -183,7 +183,7 @@ async fn a_duplicate_event_is_applied_once() {
 }
 
 #[tokio::test]
-async fn an_events_id_is_used_up_by_its_first_body() {
+async fn a_second_event_with_the_same_id_is_ignored() {
     let service = service_without_polling().await;
     let (order, charge) = order_without_outcome(&service).await;
     let first = Event::new("something.else", &json!({})).unwrap();

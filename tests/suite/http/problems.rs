@@ -74,7 +74,7 @@ async fn a_body_that_is_not_json_is_malformed() {
 }
 
 #[tokio::test]
-async fn a_body_has_a_media_type_and_it_is_json() {
+async fn a_body_requires_a_json_media_type() {
     let service = service().await;
     let customer = service.customer().await;
     let body = body().to_string();

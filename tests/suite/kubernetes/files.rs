@@ -210,7 +210,7 @@ fn assert_restricted(pod: &PodSpec) {
 }
 
 #[test]
-fn pods_have_no_rights() {
+fn pods_meet_the_restricted_pod_security_standard() {
     Objects::of_the_base().pods().iter().for_each(assert_restricted);
 }
 

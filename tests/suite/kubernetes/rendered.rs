@@ -18,7 +18,7 @@ fn rendered(overlay: &str) -> Option<Objects> {
 }
 
 #[test]
-fn kustomize_renders_one_installation_of_each_overlay() {
+fn kustomize_renders_valid_objects_for_each_overlay() {
     for (overlay, kinds_of_overlay) in
         OVERLAYS.map(|overlay| (overlay, 9)).into_iter().chain([(REPLICATED, 10)])
     {
@@ -147,7 +147,7 @@ fn pods_trust_the_authority_of_the_replicated_database() {
 }
 
 #[test]
-fn policies_reach_the_name_service_of_the_cluster() {
+fn the_policies_allow_queries_to_the_clusters_dns() {
     let Some(objects) = rendered("production") else { return };
     let policies = objects.of_kind("NetworkPolicy");
     let database = policies.iter().find(|policy| policy["metadata"]["name"] == "database").unwrap();

@@ -138,7 +138,7 @@ async fn the_health_report_is_complete_and_has_no_secret() {
 }
 
 #[tokio::test]
-async fn every_series_of_every_route_is_there_from_the_first_scrape() {
+async fn the_first_scrape_has_every_series_of_every_route() {
     let service = service().await;
     let metrics = service.metrics().await;
     for (method, path, operation) in openapi::operations() {

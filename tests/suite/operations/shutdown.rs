@@ -11,7 +11,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use crate::{EXECUTABLE, builder, service};
 
 #[tokio::test]
-async fn a_signal_ends_the_service_in_order() {
+async fn a_signal_stops_the_service_with_exit_code_0() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let service = service().await;
         service.signal(signal);

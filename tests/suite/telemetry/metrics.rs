@@ -137,7 +137,7 @@ async fn pool(service: &Service) -> [i64; 3] {
 }
 
 #[tokio::test]
-async fn the_pools_gauges_are_true_while_connections_are_held() {
+async fn the_pools_gauges_are_correct_while_it_is_in_use() {
     // Workers would use a connection occasionally, so they are idle.
     let service = builder().with_idle_workers().start().await;
     let customer = service.customer().await;

@@ -66,7 +66,7 @@ async fn log_level(service: &Service) -> Value {
 }
 
 #[tokio::test]
-async fn the_log_level_is_changed_for_a_while_and_falls_back() {
+async fn a_changed_log_level_expires() {
     let service = service().await;
     let before = log_level(&service).await;
     assert_eq!(
