@@ -281,7 +281,7 @@ async fn query_values_that_postgresql_cannot_store_are_malformed() {
 }
 
 #[tokio::test]
-async fn no_query_value_of_any_route_is_an_internal_error() {
+async fn no_query_value_causes_an_internal_error() {
     let service = service().await;
     let admin = service.admin().await;
     let hostile = [

@@ -101,7 +101,7 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
 }
 
 #[tokio::test]
-async fn an_export_that_was_changed_does_not_verify() {
+async fn verification_rejects_a_changed_export() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
     cause_three_events(&service).await;
@@ -243,19 +243,19 @@ async fn an_interrupted_export_can_be_repeated() {
     wait_until_everything_is_sealed(&service).await;
     let file = scratch.path("2021-02.jsonl.gz");
 
-    // The export waits for this lock before it writes its file.
+    // The export needs this lock before it writes its file, so it is killed before the file exists.
     let held = service.database().lock("audit_exports").await;
     let mut exporting = start_export(&service, &file);
-    let of_export = "select count(*) from pg_stat_activity
+    let active_export = "select count(*) from pg_stat_activity
                      where datname = current_database() and application_name = 'audit export' and state = 'active'";
     eventually("the export waits within a statement", async || {
-        (service.database().number(of_export).await == 1).then_some(())
+        (service.database().number(active_export).await == 1).then_some(())
     })
     .await;
     exporting.kill().unwrap();
     exporting.wait().unwrap();
     eventually("the statement is cancelled", async || {
-        (service.database().number(of_export).await == 0).then_some(())
+        (service.database().number(active_export).await == 0).then_some(())
     })
     .await;
     held.release().await;

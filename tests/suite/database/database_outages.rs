@@ -66,7 +66,7 @@ async fn the_service_reconnects_after_an_outage_without_a_restart() {
 }
 
 #[tokio::test]
-async fn a_slow_connection_attempt_serves_the_next_request() {
+async fn a_connection_attempt_continues_after_its_request_timed_out() {
     let service = builder().setting("DATABASE_ACQUIRE_TIMEOUT_MS", "300").with_database_proxy().start().await;
     let customer = service.customer().await;
     // A statement takes one round trip, but opening a connection takes several, which last longer than the acquire
@@ -263,7 +263,7 @@ async fn cancelled_statements_do_not_keep_connections() {
 }
 
 #[tokio::test]
-async fn a_server_that_turns_read_only_is_an_outage_that_passes() {
+async fn the_service_recovers_after_the_server_was_read_only() {
     let service = builder().on_a_dedicated_server().start().await;
     let customer = service.customer().await;
     let _created = customer.creates().await.is(201);

@@ -238,7 +238,7 @@ async fn an_unsuitable_database_is_rejected_before_any_change() {
 }
 
 #[tokio::test]
-async fn a_newer_schema_is_accepted_with_a_warning() {
+async fn the_service_runs_on_a_newer_schema() {
     let mut service = service().await;
     service.terminate().await;
     service

@@ -130,17 +130,17 @@ table! {
 #[test]
 fn the_table_has_every_crash_point_of_the_sources() {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/slices/payments");
-    let mut of_sources = BTreeSet::new();
+    let mut crash_points = BTreeSet::new();
     for entry in fs::read_dir(sources).unwrap() {
         let path = entry.unwrap().path();
         let Ok(source) = fs::read_to_string(path) else { continue };
         let calls = source.split("crash::point(\"").skip(1);
-        of_sources.extend(calls.filter_map(|call| call.split('"').next().map(ToOwned::to_owned)));
+        crash_points.extend(calls.filter_map(|call| call.split('"').next().map(ToOwned::to_owned)));
     }
     let table: BTreeSet<_> = POINTS.iter().map(|point| (*point).to_owned()).collect();
-    assert_eq!(table, of_sources);
-    let of_campaign: BTreeSet<_> = CRASH_POINTS.iter().map(|point| (*point).to_owned()).collect();
-    assert_eq!(of_campaign, of_sources, "a campaign selects from all crash points");
+    assert_eq!(table, crash_points);
+    let selected: BTreeSet<_> = CRASH_POINTS.iter().map(|point| (*point).to_owned()).collect();
+    assert_eq!(selected, crash_points, "a campaign selects from all crash points");
 }
 
 /// Compiles only the module of crash points, with or without debug assertions, and runs one crash point. Returns the

@@ -82,12 +82,12 @@ async fn unreadable_records_do_not_block_other_payments() {
     let service = service().await;
     let customer = service.customer().await;
     service.gateway().faults().set(malformed_faults(Malformation::Record));
-    let mut unknown = Vec::new();
+    let mut unanswered = Vec::new();
     for _ in 0..10 {
         let order = customer.places_an_order().await;
-        unknown.push((order.pay("pm_card_timeout").in_background(), order));
+        unanswered.push((order.pay("pm_card_timeout").in_background(), order));
     }
-    for (attempt, _) in unknown {
+    for (attempt, _) in unanswered {
         let _unknown = attempt.response().await.is(202);
     }
     let orders = [(); 20].map(|()| customer.places_an_order());

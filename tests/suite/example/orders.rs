@@ -151,9 +151,9 @@ async fn a_new_order_does_not_change_later_pages() {
     customer.places_an_order().await;
     let cursor = first["next_cursor"].as_str().unwrap();
     let second = customer.get(format!("/v1/orders?limit=2&cursor={cursor}")).await.is(200).json();
-    let seen: HashSet<_> =
+    let distinct: HashSet<_> =
         [&first, &second].iter().flat_map(|page| ids(page["data"].as_array().unwrap())).collect();
-    assert_eq!(seen.len(), 4);
+    assert_eq!(distinct.len(), 4);
     assert_eq!(second["next_cursor"], Value::Null);
 }
 

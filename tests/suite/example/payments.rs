@@ -107,7 +107,7 @@ async fn a_cancelled_order_is_not_paid() {
 }
 
 #[tokio::test]
-async fn an_order_with_a_payment_in_progress_is_locked() {
+async fn an_order_in_payment_rejects_cancellation_and_payment() {
     let service = service().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;

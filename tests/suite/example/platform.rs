@@ -357,7 +357,7 @@ async fn invalid_fields_have_pointers() {
 }
 
 #[tokio::test]
-async fn a_filter_of_orders_that_cannot_be_read_is_malformed() {
+async fn a_malformed_filter_of_orders_gets_400() {
     let service = service().await;
     let customer = service.customer().await;
     for query in [
@@ -429,7 +429,7 @@ async fn a_payment_in_flight_is_finished_before_the_service_ends() {
 }
 
 #[tokio::test]
-async fn a_payment_past_the_deadline_is_cancelled_and_named() {
+async fn a_payment_past_the_deadline_is_cancelled_and_logged() {
     let service = builder()
         .setting("SHUTDOWN_DEADLINE_SECONDS", "3")
         .setting("GATEWAY_TIMEOUT_MS", "9000")

@@ -260,7 +260,7 @@ async fn a_charge_missing_in_the_listing_is_no_discrepancy() {
 }
 
 #[tokio::test]
-async fn an_unreliable_listing_hides_nothing_and_invents_nothing() {
+async fn an_unreliable_listing_gives_no_missed_or_false_discrepancy() {
     let service = start_reconciling().await;
     service.gateway().faults().set(Faults {
         list_omit_rate: 0.3,
@@ -318,7 +318,7 @@ async fn an_unreadable_record_is_found_and_hides_no_other() {
 }
 
 #[tokio::test]
-async fn a_payment_and_a_refund_without_an_outcome_are_settled() {
+async fn reconciliation_settles_payments_and_refunds_in_progress() {
     let service = reconciling().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -341,7 +341,7 @@ async fn a_payment_and_a_refund_without_an_outcome_are_settled() {
 }
 
 #[tokio::test]
-async fn two_charges_settle_no_payment_without_an_outcome() {
+async fn reconciliation_settles_no_payment_with_two_charges() {
     let service = reconciling().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;

@@ -94,10 +94,10 @@ async fn no_payment_is_lost_or_duplicated_under_combined_faults() {
         .collect();
 
     for killed in 0..3 {
-        let begun = 5 * (killed + 1);
+        let minimum = 5 * (killed + 1);
         let payments = "select count(*) from payments";
-        eventually("some payments have begun", async || {
-            (services[0].database().number(payments).await >= begun).then_some(())
+        eventually("the next five payments have begun", async || {
+            (services[0].database().number(payments).await >= minimum).then_some(())
         })
         .await;
         let killed = usize::try_from(killed).unwrap();

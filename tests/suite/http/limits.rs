@@ -14,7 +14,7 @@ use super::problems::exposes_no_internals;
 use crate::{builder, service};
 
 #[tokio::test]
-async fn a_database_that_is_too_slow_is_an_outage_that_passes() {
+async fn a_slow_database_gives_503_until_it_is_fast_again() {
     let service = builder().setting("DATABASE_STATEMENT_TIMEOUT_MS", "1000").start().await;
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
@@ -31,7 +31,7 @@ async fn a_database_that_is_too_slow_is_an_outage_that_passes() {
 }
 
 #[tokio::test]
-async fn a_pool_without_a_free_connection_is_an_outage_that_passes() {
+async fn a_pool_without_a_free_connection_gives_503_for_a_while() {
     let service = builder()
         .setting("DATABASE_MAX_CONNECTIONS", "1")
         .setting("DATABASE_ACQUIRE_TIMEOUT_MS", "1000")
@@ -126,7 +126,7 @@ async fn a_429_has_a_retry_after() {
 }
 
 #[tokio::test]
-async fn headers_report_the_rest_of_each_limit() {
+async fn headers_report_the_remaining_requests_of_each_limit() {
     let service = builder()
         .setting("RATE_LIMIT_CALLER_PER_SECOND", "5")
         .setting("RATE_LIMIT_ADDRESS_PER_SECOND", "20")
@@ -155,7 +155,7 @@ async fn a_client_cannot_evade_the_limit_by_a_forged_header() {
         let value = if header == "forwarded" { format!("for=192.0.2.{n}") } else { format!("192.0.2.{n}") };
         rejected |= from(&direct, header, &value).await.status == 429;
     }
-    assert!(rejected, "without a trusted proxy, the peer is the client");
+    assert!(rejected, "without a trusted proxy, the limit applies to the address of the peer");
 
     let proxied = builder()
         .setting("RATE_LIMIT_ADDRESS_PER_SECOND", "1")
@@ -409,7 +409,7 @@ async fn a_connection_over_the_limit_waits_and_probes_do_not() {
     let mut third = RawConnection::to(&service).await;
     third.write(request).await;
     assert!(tokio::time::timeout(Duration::from_millis(500), third.0.readable()).await.is_err());
-    assert_eq!(service.ops("/readyz").await.0, 200, "operations has its own connections");
+    assert_eq!(service.ops("/readyz").await.0, 200, "the operations listener has a limit of its own");
     drop(open);
     third.wait_for_response().await;
 }

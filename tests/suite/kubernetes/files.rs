@@ -48,11 +48,11 @@ fn an_unknown_field_is_rejected() {
 
 /// Returns the variables of a container, and whether each refers to a secret.
 fn variables(container: &Container) -> BTreeMap<String, bool> {
-    let of_a_secret = |variable: &k8s_openapi::api::core::v1::EnvVar| {
+    let is_secret = |variable: &k8s_openapi::api::core::v1::EnvVar| {
         variable.value_from.as_ref().is_some_and(|from| from.secret_key_ref.is_some())
     };
     let variables = container.env.iter().flatten();
-    variables.map(|variable| (variable.name.clone(), of_a_secret(variable))).collect()
+    variables.map(|variable| (variable.name.clone(), is_secret(variable))).collect()
 }
 
 #[test]
@@ -61,9 +61,9 @@ fn every_variable_is_a_setting_and_secrets_are_references() {
     for pod in Objects::of_the_base().pods() {
         let container = only_container(&pod);
         let references = format!("{:?}", container.env);
-        for (name, of_a_secret) in variables(container) {
+        for (name, is_secret) in variables(container) {
             match known.get(name.as_str()) {
-                Some(setting) => assert_eq!(setting.secret, of_a_secret, "{name}"),
+                Some(setting) => assert_eq!(setting.secret, is_secret, "{name}"),
                 // This variable has a value from the Kubernetes API, and another variable refers to it.
                 None => assert!(references.contains(&format!("$({name})")), "{name} is no setting"),
             }
@@ -113,11 +113,11 @@ async fn probes_and_scrapes_use_existing_routes() {
     let (startup, startup_seconds) = probe_and_seconds(container.startup_probe.as_ref());
     let (liveness, _) = probe_and_seconds(container.liveness_probe.as_ref());
     let (readiness, _) = probe_and_seconds(container.readiness_probe.as_ref());
-    let waits = Config::settings().find(|setting| setting.name == "DATABASE_STARTUP_WAIT_SECONDS");
-    let waits: u32 = waits.unwrap().default.unwrap().parse().unwrap();
+    let wait = Config::settings().find(|setting| setting.name == "DATABASE_STARTUP_WAIT_SECONDS");
+    let wait_seconds: u32 = wait.unwrap().default.unwrap().parse().unwrap();
     assert!(
-        startup_seconds > waits,
-        "a database may take {waits} s to start, and the start-up probe allows {startup_seconds} s"
+        startup_seconds > wait_seconds,
+        "the service may wait for the database for {wait_seconds} s, but the start-up probe allows {startup_seconds} s"
     );
 
     let monitor = objects.of_kind("ServiceMonitor")[0];
@@ -167,7 +167,10 @@ fn the_grace_period_covers_the_shutdown_deadline() {
         let deadline: i64 = settings(overlay)["SHUTDOWN_DEADLINE_SECONDS"].parse().unwrap();
         assert!(pod.termination_grace_period_seconds.unwrap() > deadline);
     }
-    assert!(only_container(&pod).lifecycle.is_none(), "the service itself waits before it closes");
+    assert!(
+        only_container(&pod).lifecycle.is_none(),
+        "the service itself waits before it closes its listeners"
+    );
 }
 
 #[test]
@@ -448,7 +451,7 @@ fn a_slow_migration_does_not_fail_the_rollout() {
     let objects = Objects::of_the_base();
     let migration = objects.migration().spec.unwrap().active_deadline_seconds.unwrap();
     let rollout = objects.deployment().spec.unwrap().progress_deadline_seconds.unwrap();
-    assert!(i64::from(rollout) > migration, "{rollout} s, {migration} s");
+    assert!(i64::from(rollout) > migration, "the deadlines: rollout {rollout} s, migration {migration} s");
 }
 
 /// Runs the script `check` with a stub of `kubectl`. Each line of `responses` has a word and a response. The stub

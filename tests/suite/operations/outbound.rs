@@ -55,7 +55,7 @@ async fn spans_do_not_go_to_a_collector_whose_authority_is_unknown() {
 }
 
 #[tokio::test]
-async fn the_database_is_verified_by_the_same_authorities() {
+async fn the_databases_certificate_is_verified_with_ssl_cert_file() {
     let service = service().await;
     let mut url = service.database().service_url().clone();
     let tls = TlsProxy::to(&url, Preamble::PostgresRequest).await;

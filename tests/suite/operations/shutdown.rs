@@ -1,4 +1,4 @@
-//! Shutdown: work in flight is finished before the deadline, and the log names work that is cancelled.
+//! Shutdown: work in flight is finished before the deadline, and the log reports work that is cancelled.
 use std::{path::Path, time::Instant};
 
 use dev::{
@@ -59,7 +59,7 @@ async fn readiness_fails_before_the_listeners_close() {
 }
 
 #[tokio::test]
-async fn work_past_the_deadline_is_cancelled_and_named() {
+async fn work_past_the_deadline_is_cancelled_and_logged() {
     let service = builder()
         .setting("SHUTDOWN_DEADLINE_SECONDS", "3")
         .setting("DATABASE_STATEMENT_TIMEOUT_MS", "9000")

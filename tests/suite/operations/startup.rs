@@ -114,7 +114,7 @@ async fn an_unsupported_database_url_parameter_is_rejected() {
 #[tokio::test]
 async fn contradictory_settings_are_rejected() {
     let remote = "postgres://app_service:a-password@db.internal/service?sslmode=disable";
-    for (settings, named) in [
+    for (settings, rejected) in [
         (&[("APP_ENV", "production"), ("SHUTDOWN_DEADLINE_SECONDS", "5")][..], "SHUTDOWN_DEADLINE_SECONDS"),
         (&[("SHUTDOWN_GRACE_SECONDS", "24"), ("SHUTDOWN_DEADLINE_SECONDS", "25")], "SHUTDOWN_GRACE_SECONDS"),
         (&[("MAX_REQUESTS_IN_FLIGHT", "0")], "MAX_REQUESTS_IN_FLIGHT"),
@@ -124,7 +124,11 @@ async fn contradictory_settings_are_rejected() {
     ] {
         let stopped = command(&["config"], &[&minimum_settings()[..], settings].concat()).await;
         assert_eq!(stopped.code(), Some(1), "{settings:?}");
-        assert!(stopped.stderr.contains(&format!("\n  {named} must ")), "{settings:?}: {}", stopped.stderr);
+        assert!(
+            stopped.stderr.contains(&format!("\n  {rejected} must ")),
+            "{settings:?}: {}",
+            stopped.stderr
+        );
     }
     for settings in [
         &[("APP_ENV", "production")][..],

@@ -68,7 +68,7 @@ pub(crate) async fn sent_while_firing(firing: &[(&str, &[(&str, &str)])]) -> Opt
 pub(crate) const SERVICE_LABELS: &[(&str, &str)] =
     &[("job", "service"), ("raised_by", "service"), ("title", "t")];
 
-/// The following tests are the drills of docs/runbooks/README.md.
+/// This test and the following ones check the table of incidents in docs/runbooks/README.md.
 #[tokio::test]
 async fn a_database_outage_sends_one_alert() {
     let job = &[("job", "service")][..];
@@ -169,7 +169,7 @@ async fn a_full_disk_of_the_log_store_sends_one_alert() {
     let Some(sent) = sent_while_firing(&full).await else { return };
     assert_eq!(sent, ["LogStorageFull"]);
 
-    // Spans do not pass the log store.
+    // Spans are not sent to the log store, so its full disk does not explain their failed export.
     let sent = sent_while_firing(&[full[0], full[1], ("TelemetryExportFailing", &traces)]).await;
     assert_eq!(sent.unwrap(), ["LogStorageFull", "TelemetryExportFailing"]);
 }

@@ -168,12 +168,12 @@ async fn the_log_level_cannot_silence_the_audit_log() {
 }
 
 #[tokio::test]
-async fn lines_guarded_by_an_enabled_check_are_logged() {
+async fn level_checks_of_libraries_suppress_no_lines() {
     const CHANGES: usize = 40;
     let service = service().await;
     let customer = service.customer().await;
-    // The service logs at debug level, and sqlx does not. sqlx checks after each statement, on every thread, whether
-    // its level is enabled.
+    // The service logs at debug level, and sqlx does not. After each statement, sqlx checks whether its level is
+    // enabled. Such a check must not suppress the next line of the service on the same thread.
     let change = json!({ "filter": "app=debug", "ttl_seconds": 600 }).to_string();
     for _ in 0..CHANGES {
         let _served = customer.lists().await.is(200);

@@ -75,7 +75,7 @@ async fn the_export_does_not_export_its_own_log_lines() {
 }
 
 #[tokio::test]
-async fn other_lines_do_not_suppress_exported_audit_lines() {
+async fn other_lines_do_not_displace_exported_audit_lines() {
     let collector = Collector::start().await;
     let service = builder()
         .logged_by(&collector)

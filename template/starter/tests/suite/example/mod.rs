@@ -1,6 +1,6 @@
 //! The tests of notes.
 //!
-//! The other tests use these names of the module: [`permissions::ROWS`], [`permissions::Fixtures`] and
+//! The other tests use these items of the module: [`permissions::ROWS`], [`permissions::Fixtures`] and
 //! [`permissions::FORBIDDEN_TO_AUDITORS`].
 mod console;
 mod notes;
