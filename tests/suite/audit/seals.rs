@@ -160,7 +160,7 @@ async fn a_crash_between_a_seal_and_its_log_line_loses_neither() {
 
 #[tokio::test]
 async fn a_late_commit_is_sealed_exactly_once_in_order() {
-    // An open transaction delays sealing in every database of its server, so this test has a server of its own.
+    // An open transaction with writes delays sealing in every database of its server, so this test has its own server.
     let service = builder().on_a_dedicated_server().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     wait_until_everything_is_sealed(&service).await;
     let late = service

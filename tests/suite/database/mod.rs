@@ -266,7 +266,8 @@ async fn a_cancelled_begin_leaves_no_open_transaction() {
     };
     let pool = platform::database::Database::connect(&settings, "cancelled").await.unwrap();
     let mut begun = 0;
-    // Each attempt is cancelled later than the previous one. The last attempts begin their transaction before.
+    // Each attempt is cancelled later than the previous one. The last attempts begin their transaction before the
+    // cancellation.
     for yields in 0..1000 {
         // A connection is already open, so the cancellation hits the start of the transaction.
         pool.acquire().await.unwrap().release();
