@@ -1,6 +1,7 @@
 """Hooks of Schemathesis for .ci/checks/contract: sessions, examples, and a check of rejected valid requests.
 
-CONTRACT_ROLE is a role, `none`, or `allowed`: the first role that the document allows to call an operation.
+CONTRACT_ROLE is a role, or `none` for requests without a session, or `allowed` for the first role that the document allows to
+call an operation.
 """
 
 import json
@@ -70,7 +71,7 @@ def without_fractions(value):
 
 @schemathesis.hook
 def before_call(ctx, case, kwargs):
-    """Sets half of the fields with an example to their example, because only some values lead to a success."""
+    """Replaces about half of the fields that have an example by the example, because random values rarely lead to a success."""
     if not is_valid(case) or not isinstance(case.body, dict):
         return
     case.body = without_fractions(case.body)
@@ -88,7 +89,7 @@ def after_call(ctx, case, response):
 
 @schemathesis.check
 def valid_requests_are_understood(ctx, response, case):
-    """A request that fits the document is never malformed. It is invalid only if the operation describes why."""
+    """Checks that a request that fits the document is not malformed, and is invalid only if the operation describes why."""
     if not is_valid(case) or response.status_code not in (400, 422):
         return
     problem = json.loads(response.content)["type"]

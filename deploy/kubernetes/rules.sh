@@ -1,16 +1,18 @@
 #!/bin/sh
-# Prints the files of prometheus/rules as PrometheusRule objects: `deploy/kubernetes/rules.sh | kubectl apply …` (README.md).
-# Kustomize cannot generate them: it has no generator for objects of this kind, and the files are not Kubernetes objects.
+# Prints the files of prometheus/rules as PrometheusRule objects: `deploy/kubernetes/rules.sh | kubectl apply …`
+# (README.md). Kustomize cannot generate them: it has no generator for objects of this kind, and the files are not
+# Kubernetes objects.
 #
-# A cluster's Prometheus also scrapes other services, whose series have the same names. Each selector therefore gets the job
-# of this service, and each alert gets its namespace, by which an AlertmanagerConfig selects alerts. The rules about the
-# monitoring stack itself (monitoring.yml) are left out, because the cluster's monitoring stack has its own.
+# A cluster's Prometheus also scrapes other services, whose series have the same names. Each selector therefore gets the
+# job of this service. Each alert gets the namespace of this service, because an AlertmanagerConfig selects alerts by
+# namespace. The rules about the monitoring stack itself (monitoring.yml) are left out, because the cluster's monitoring
+# stack has its own.
 #
 # Environment:
 #   RUNBOOKS_URL, DASHBOARDS_URL  addresses of runbooks and dashboards, which differ from those of the demo
-#   DATABASE_JOB                  job of the PostgreSQL exporter of this service's database. Without an exporter of that
-#                                 job, the service's own connection timeouts decide whether the database is down.
-#   LABEL                         a label that the cluster's Prometheus selects rules by, such as release=kube-prometheus-stack
+#   DATABASE_JOB                  job of the PostgreSQL exporter of this service's database. Without such an exporter, the
+#                                 service's own connection timeouts decide whether DatabaseDown fires.
+#   LABEL                         label by which the cluster's Prometheus selects rules, such as release=kube-prometheus-stack
 set -eu
 runbooks=${RUNBOOKS_URL:-https://runbooks.example.com/}
 dashboards=${DASHBOARDS_URL:-https://grafana.example.com/d/}
@@ -84,7 +86,7 @@ for file in ../../prometheus/rules/*.yml; do
   echo 'metadata:'
   echo "  name: $name"
   echo '  labels:'
-  # Removes what a release without this rule file has left behind: `kubectl apply --prune --selector`.
+  # With this label, `kubectl apply --prune --selector` removes the objects of rule files that a release no longer has.
   echo '    app.kubernetes.io/component: rules'
   [ -z "${LABEL:-}" ] || echo "    ${LABEL%%=*}: ${LABEL#*=}"
   echo 'spec:'

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs once, on an empty volume. Creates the database and its roles: the owner of the schema, the service's restricted
-# role, and one for monitoring. Their names begin with the name of the database. `service migrate` grants rights to the
-# service's role.
+# role, and a role for monitoring. The names of the last two begin with the name of the database. `service migrate` grants
+# rights to the service's role.
 set -eu
 psql --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname postgres \
   --set database="$PGDATABASE" --set owner="$PGUSER" --set service="${PGDATABASE}_service" --set monitor="${PGDATABASE}_monitor" \

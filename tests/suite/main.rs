@@ -1,6 +1,7 @@
-//! The suite: the real executable, driven over sockets, and the behaviour that clients and operators rely on.
+//! The test suite: it drives the real executable over sockets, and asserts the behaviour that clients and operators
+//! rely on.
 //!
-//! One directory for each part of the service, one file for each capability. The name of a test states the behaviour
+//! Each part of the service has a directory, and each capability has a file. The name of a test states the behaviour
 //! that it proves. The tests of the example domain are in [`example`], and the harness is in [`dev::harness`]. Every
 //! response in every test is compared with the OpenAPI document: see [`http::openapi::agrees_with_the_document`].
 #![allow(
@@ -28,12 +29,12 @@ use dev::harness::{Builder, Service};
 /// The executable under test.
 const EXECUTABLE: &str = env!(concat!("CARGO_BIN_EXE_", env!("CARGO_PKG_NAME")));
 
-/// Starts a service.
+/// Starts a service with the default settings of the harness.
 async fn service() -> Service {
     builder().start().await
 }
 
-/// Returns the builder of a service with settings of its own.
+/// Returns the builder of a service, for tests that change its settings.
 fn builder() -> Builder {
     Service::builder(EXECUTABLE).exchange_check(http::openapi::agrees_with_the_document)
 }

@@ -1,4 +1,4 @@
-//! Servers whose certificate a private authority has signed.
+//! A TLS server for tests. A private certificate authority signs its certificate.
 use std::{
     path::PathBuf,
     sync::{
@@ -22,7 +22,7 @@ use url::Url;
 /// The messages that a [`TlsProxy`] expects before the TLS handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preamble {
-    /// TLS from the first byte.
+    /// No message: the connection starts with the TLS handshake.
     Nothing,
     /// The `SSLRequest` message of PostgreSQL.
     PostgresRequest,
@@ -37,7 +37,7 @@ pub struct TlsProxy {
 }
 
 impl TlsProxy {
-    /// Starts a proxy in front of the server of a URL, with a certificate of an authority of its own.
+    /// Starts a proxy in front of the server at a URL. Each proxy has a certificate authority of its own.
     pub async fn to(url: &Url, preamble: Preamble) -> Self {
         let authority = KeyPair::generate().unwrap();
         let mut parameters = CertificateParams::default();
@@ -98,7 +98,7 @@ impl TlsProxy {
         self.port
     }
 
-    /// Returns the file with the certificate of the authority.
+    /// Returns the path of a file with the certificate of the authority.
     pub fn authority(&self) -> &str {
         self.authority.to_str().unwrap()
     }

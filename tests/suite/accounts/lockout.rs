@@ -1,4 +1,5 @@
-//! Password guessing: responses and timing reveal nothing, and lockouts end it (NIST SP 800-53 AC-7).
+//! Password guessing: responses and their timing do not reveal which accounts exist, and a lockout ends the attempts
+//! (NIST SP 800-53 AC-7).
 use std::{collections::BTreeSet, time::Instant};
 
 use dev::harness::{HttpResponse, PASSWORD, Service, eventually};
@@ -7,14 +8,15 @@ use serde_json::{Value, json};
 use super::{WRONG, log_in, register};
 use crate::{builder, service};
 
-/// Logs in from another address, through the trusted proxy.
+/// Logs in with an address in `X-Forwarded-For`, which the service uses only if the test configures a trusted proxy.
 async fn log_in_from(service: &Service, address: &str, email: &str, password: &str) -> HttpResponse {
     let credentials = json!({ "email": email, "password": password });
-    let elsewhere = service.anonymous().with_header("x-forwarded-for", address);
-    elsewhere.post("/v1/sessions").json(&credentials).await
+    let client = service.anonymous().with_header("x-forwarded-for", address);
+    client.post("/v1/sessions").json(&credentials).await
 }
 
-/// Returns all parts of a rejection that a client can compare.
+/// Returns the parts of a rejection that must not depend on its reason: the status, the body without ids, and the names
+/// of the headers.
 fn comparable_parts(rejection: &HttpResponse) -> (u16, Value, BTreeSet<String>) {
     let mut body = rejection.json();
     for id in ["correlation_id", "trace_id"] {
@@ -50,7 +52,7 @@ async fn five_failed_attempts_lock_an_account_for_a_while() {
     let _locked = log_in(&service, &customer.email, PASSWORD).await.is_problem(401, "bad-credentials");
     let _unaffected = customer.get("/v1/me").await.is(200);
     let lockouts = service.audit_events("action = 'lockout'").await;
-    assert_eq!(lockouts.len(), 1, "recorded once");
+    assert_eq!(lockouts.len(), 1, "the lockout is recorded once");
     assert_eq!((&lockouts[0]["user_id"], &lockouts[0]["result"]), (&json!(customer.id), &json!("failure")));
 
     eventually("the lockout ends despite further attempts", async || {
@@ -60,7 +62,7 @@ async fn five_failed_attempts_lock_an_account_for_a_while() {
 }
 
 #[tokio::test]
-async fn a_success_deletes_four_failed_attempts() {
+async fn a_login_deletes_earlier_failed_attempts() {
     let service = service().await;
     let customer = service.customer().await;
     for _ in 0..3 {
@@ -108,7 +110,7 @@ async fn many_addresses_together_lock_an_account() {
 }
 
 #[tokio::test]
-async fn one_address_alone_locks_no_account_out_for_others() {
+async fn one_address_cannot_lock_an_account_for_other_addresses() {
     let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
     let customer = service.customer().await;
     for _ in 0..60 {
@@ -143,7 +145,7 @@ async fn the_audit_log_and_attempts_share_one_account_pseudonym() {
 }
 
 #[tokio::test]
-async fn concurrent_attempts_are_counted_before_they_are_checked() {
+async fn concurrent_attempts_cannot_exceed_the_lockout_limit() {
     let service = service().await;
     let customer = service.customer().await;
     let attempts = (0..20).map(|_| {
@@ -160,7 +162,8 @@ async fn concurrent_attempts_are_counted_before_they_are_checked() {
 
 #[tokio::test]
 async fn an_attempt_is_counted_before_its_password_is_verified() {
-    // A hash takes seconds. An attempt must be counted even if its client disconnects during the hash.
+    // A hash takes seconds with these parameters. An attempt must be counted before, because a client could otherwise
+    // disconnect during the hash and so avoid the lockout.
     let service = builder()
         .setting("ARGON2_MEMORY_KIB", "32768")
         .setting("ARGON2_ITERATIONS", "64")
@@ -198,7 +201,7 @@ async fn many_logins_do_not_block_registrations() {
     let logins: Vec<_> = (0..24)
         .map(|_| service.anonymous().post("/v1/sessions").json(&credentials).in_background())
         .collect();
-    eventually("the logins have begun", async || {
+    eventually("all logins are counted, so their hashes have begun", async || {
         (service.database().number("select coalesce(sum(attempts), 0)::bigint from login_attempts").await
             >= 24)
             .then_some(())
@@ -220,17 +223,20 @@ async fn an_unknown_account_has_a_pseudonym_in_the_audit_log() {
         let _wrong = log_in(&service, email, WRONG).await.is(401);
     }
     let attempts = service.audit_events("action = 'login' and result = 'failure'").await;
-    let names: Vec<_> =
+    let pseudonyms: Vec<_> =
         attempts.iter().map(|event| event["metadata"]["unknown_account"].as_str().unwrap()).collect();
-    assert_eq!(names[0], names[1], "the same account");
-    assert_ne!(names[1], names[2], "another account");
+    assert_eq!(pseudonyms[0], pseudonyms[1], "one account has one pseudonym");
+    assert_ne!(pseudonyms[1], pseudonyms[2], "two accounts have different pseudonyms");
     let unkeyed = service.database().rows("select encode(sha256('absent@example.com'), 'hex') as hash").await;
-    assert!(!names.contains(&unkeyed[0]["hash"].as_str().unwrap()), "hashes of known addresses do not match");
+    assert!(
+        !pseudonyms.contains(&unkeyed[0]["hash"].as_str().unwrap()),
+        "a pseudonym is not the plain hash of the address, which an attacker could compute"
+    );
     assert!(!json!(attempts).to_string().to_lowercase().contains("absent@"), "{attempts:#?}");
 }
 
 #[tokio::test]
-async fn a_flood_of_denials_becomes_few_events() {
+async fn a_flood_of_denials_is_aggregated_in_the_audit_log() {
     let service = service().await;
     let customer = service.customer().await;
     let rejections = (0..130).map(|_| customer.get("/v1/audit-events").in_background());
@@ -241,7 +247,7 @@ async fn a_flood_of_denials_becomes_few_events() {
     let written = service.audit_events("event_type = 'authorization' and action = 'access'").await.len();
     let counted = service.audit_events("action = 'refuse' and resource = 'requests'").await;
     let suppressed: u64 = counted.iter().map(|event| event["metadata"]["count"].as_u64().unwrap()).sum();
-    // A new minute may begin in between, which allows a hundred more events.
+    // A new minute may begin during the requests, which allows a hundred more events.
     assert!((100..130).contains(&written), "{written}");
     assert_eq!(u64::try_from(written).unwrap() + suppressed, 130);
     assert!(counted.iter().all(|event| event["ip_address"] == "127.0.0.1"), "{counted:#?}");
@@ -257,23 +263,25 @@ async fn unknown_address_and_wrong_password_take_the_same_time() {
         .start()
         .await;
     let customer = service.customer().await;
-    // A login without a hash would be faster in every round. Other load on the machine differs between rounds.
+    // If one of the logins computed no hash, it would be faster in every round. Other load on the machine differs
+    // between rounds, so one round with equal times is sufficient.
     let mut rounds = Vec::new();
     for _ in 0..10 {
         let (known, unknown) = fastest_rejections(&service, [&customer.email, "absent@example.com"]).await;
-        assert!(unknown > 0.005, "a hash is computed: {unknown} s");
+        assert!(unknown > 0.005, "no hash was computed for an unknown address: {unknown} s");
         if (0.7..1.43).contains(&(known / unknown)) {
             return;
         }
         rounds.push((known, unknown));
     }
-    panic!("known and unknown differ each time, in seconds: {rounds:?}");
+    panic!("a known and an unknown address take different times in every round, in seconds: {rounds:?}");
 }
 
-/// Returns the shortest time of a wrong password for each of two addresses, in seconds.
+/// Returns the shortest time of a login with a wrong password for each of two e-mail addresses, in seconds.
 async fn fastest_rejections(service: &Service, [one, other]: [&str; 2]) -> (f64, f64) {
     let mut fastest = (f64::MAX, f64::MAX);
-    // The addresses alternate, so that other load on the machine affects both. Load can only add time.
+    // The addresses alternate, so that other load on the machine affects both. Load only adds time, so the shortest
+    // time is the most precise one.
     for _ in 0..10 {
         for (email, best) in [(one, &mut fastest.0), (other, &mut fastest.1)] {
             let started = Instant::now();
@@ -295,7 +303,7 @@ async fn the_address_limit_applies_before_the_body_is_read() {
 }
 
 #[tokio::test]
-async fn logins_of_one_address_are_limited() {
+async fn logins_from_one_client_address_are_rate_limited() {
     let service = builder().setting("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "3").start().await;
     let responses = [
         log_in(&service, "a@example.com", WRONG).await,

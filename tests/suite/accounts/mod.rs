@@ -42,7 +42,7 @@ async fn a_user_registers_logs_in_and_reads_their_account() {
 }
 
 #[tokio::test]
-async fn an_address_is_registered_once_in_whatever_case() {
+async fn an_email_address_is_registered_once_in_any_case() {
     let service = service().await;
     let _registered = register(&service, "grace@example.com", PASSWORD).await.is(201);
     let _taken =
@@ -139,7 +139,7 @@ const SLOW_TO_ESTIMATE: &str = "4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!
 #[tokio::test]
 async fn hostile_passwords_do_not_slow_down_other_requests() {
     let service = service().await;
-    // Other load on the machine passes, but work that blocks the service recurs in every round.
+    // Other load on the machine differs between rounds, but work that blocks the service slows down every round.
     let mut rounds = Vec::new();
     for _ in 0..5 {
         let registrations = (0..20).map(|_| {
@@ -180,12 +180,16 @@ async fn a_login_during_a_password_change_starts_no_session() {
     service.database().wait_for_blocked_statements(1).await;
     change.commit().await;
     let _rejected = login.response().await.is_problem(401, "bad-credentials");
-    assert_eq!(service.database().number("select count(*) from sessions").await, 1, "the customer's own");
+    assert_eq!(
+        service.database().number("select count(*) from sessions").await,
+        1,
+        "no session but the customer's own exists"
+    );
 }
 
 #[tokio::test]
 async fn one_of_two_concurrent_password_changes_succeeds() {
-    // The hashes take long enough for both to be verified before either is stored.
+    // A hash takes so long that both requests verify the current password before either request stores its new one.
     let slow = builder().setting("ARGON2_MEMORY_KIB", "32768").setting("ARGON2_ITERATIONS", "8");
     let service = slow.setting("REQUEST_TIMEOUT_MS", "60000").start().await;
     let customer = service.customer().await;
@@ -227,17 +231,17 @@ async fn as_many_passwords_are_hashed_at_once_as_the_setting_allows() {
             .start()
             .await;
         let _one = log_in(&service, "nobody@example.com", WRONG).await.is(401);
-        let of_one = service.peak_memory();
+        let peak_of_one = service.peak_memory();
         let credentials = json!({ "email": "nobody@example.com", "password": WRONG });
         let logins =
             [(); 8].map(|()| service.anonymous().post("/v1/sessions").json(&credentials).in_background());
         for login in logins {
             let _wrong = login.response().await.is(401);
         }
-        service.peak_memory() - of_one
+        service.peak_memory() - peak_of_one
     };
-    assert!(peak("1").await < HASH_BYTES / 2, "one at a time");
-    assert!(peak("4").await > HASH_BYTES, "several at once");
+    assert!(peak("1").await < HASH_BYTES / 2, "passwords are hashed one at a time");
+    assert!(peak("4").await > HASH_BYTES, "several passwords are hashed at once");
 }
 
 #[tokio::test]
@@ -250,7 +254,7 @@ async fn an_outdated_hash_is_replaced_at_the_next_login() {
         rows.await[0]["password_hash"].as_str().unwrap().to_owned()
     };
     assert!(hash().await.contains("$m=64,t=1,p=1$"));
-    // The same password, hashed by a service with more expensive parameters.
+    // This user has the same password, hashed with more expensive parameters.
     let stronger = [("ARGON2_MEMORY_KIB", "128"), ("ARGON2_ITERATIONS", "2"), ("USER_PASSWORD", PASSWORD)];
     let create = ["user", "create", "--email", "stronger@example.com", "--role", "customer"];
     service.command(&create, &stronger).await.succeeded();
@@ -272,12 +276,12 @@ async fn an_outdated_hash_is_replaced_at_the_next_login() {
     let renewed = hash().await;
     assert!(renewed.contains("$m=64,t=1,p=1$"), "{renewed}");
     let _still_known = log_in(&service, &customer.email, PASSWORD).await.is(201);
-    assert_eq!(hash().await, renewed, "once");
+    assert_eq!(hash().await, renewed, "the hash is replaced once");
     assert_eq!(service.audit_events("action = 'renew_password_hash'").await.len(), 1);
 }
 
 #[tokio::test]
-async fn no_user_can_become_an_admin() {
+async fn a_registration_cannot_choose_its_role() {
     let service = service().await;
     let registration =
         json!({ "email": "eve@example.com", "password": PASSWORD, "name": "Eve", "role": "admin" });
@@ -285,7 +289,7 @@ async fn no_user_can_become_an_admin() {
 }
 
 #[tokio::test]
-async fn logging_out_ends_this_session_and_no_other() {
+async fn a_logout_ends_only_its_own_session() {
     let service = service().await;
     let here = service.customer().await;
     let there = service.log_in(&here.email).await;
@@ -296,7 +300,7 @@ async fn logging_out_ends_this_session_and_no_other() {
 }
 
 #[tokio::test]
-async fn another_password_ends_every_session() {
+async fn a_password_change_ends_every_session() {
     let service = service().await;
     let here = service.customer().await;
     let there = service.log_in(&here.email).await;
@@ -328,7 +332,7 @@ async fn a_password_change_requires_the_current_password() {
 }
 
 #[tokio::test]
-async fn a_session_ends_when_its_time_is_over() {
+async fn an_expired_session_is_rejected_deleted_and_audited() {
     let mut service = builder().setting("SESSION_TTL_SECONDS", "1").start().await;
     let customer = service.customer().await;
     let ended = eventually("the session ends", async || {
@@ -338,7 +342,7 @@ async fn a_session_ends_when_its_time_is_over() {
     .await;
     let ended = ended.is_problem(401, "unauthenticated");
     assert_eq!(ended.header("www-authenticate"), Some("Bearer"));
-    // The sweep runs at start.
+    // The sweep of expired sessions runs at the start.
     service.terminate().await;
     service.restart().await;
     let expired = eventually("the end of the session is audited", async || {
@@ -361,7 +365,7 @@ async fn an_invalid_token_is_rejected_even_on_public_routes() {
     let audited = service.audit_events("metadata ->> 'reason' = 'bad_token'").await;
     assert_eq!(audited.len(), 4);
     assert!(audited.iter().all(|event| event["result"] == "failure" && event["ip_address"] == "127.0.0.1"));
-    assert!(!json!(audited).to_string().contains("AAAAAAAA"), "not the token itself");
+    assert!(!json!(audited).to_string().contains("AAAAAAAA"), "the audit log does not contain the token");
     for credentials in ["Basic Z3JhY2U6aG9wcGVy", "Bearer", "Bearer ", ""] {
         let rejected = service.anonymous().get("/v1/me").header("authorization", credentials).await;
         assert_eq!(rejected.status, 401, "{credentials:?}: {rejected}");
@@ -427,7 +431,7 @@ async fn user_end_sessions_ends_every_session_of_one_user() {
 async fn user_create_reads_the_password_from_stdin_or_environment() {
     let service = service().await;
     let create = ["user", "create", "--email", "root@example.com", "--role", "admin"];
-    // A request would time out before a connection exists, but a command waits for it.
+    // With this timeout a request would fail before the pool has a connection, but a command waits for the connection.
     let short_timeout = [("USER_PASSWORD", PASSWORD), ("DATABASE_ACQUIRE_TIMEOUT_MS", "1")];
     let made = service.command(&create, &short_timeout).await.succeeded();
     assert!(made.contains("root@example.com admin"), "{made}");

@@ -9,12 +9,12 @@ use dev::harness::{Service, eventually};
 use super::seals::{cause_three_events, sealing_service};
 use crate::EXECUTABLE;
 
-/// Number of events, which together need sixty megabytes. A longer log is tested manually: `LONG_AUDIT_LOG=1000000
+/// Number of events. Together they need 60 MB. A longer log is tested manually: `LONG_AUDIT_LOG=1000000
 /// cargo test --test suite long_audit_logs -- --nocapture`.
 const EVENTS: i32 = 60_000;
 
-/// Maximum growth of the memory of each process in bytes: mostly one page of events, and memory that the allocator
-/// keeps.
+/// Maximum growth of the memory of each process in bytes. Most of it is one page of events, and memory that the
+/// allocator does not return.
 const MAX_GROWTH_BYTES: u64 = 24 * 1024 * 1024;
 
 /// Returns the peak memory of a process in bytes, or `None` after its end.
@@ -24,7 +24,7 @@ fn peak_memory(pid: u32) -> Option<u64> {
     Some(peak.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// Verifies the audit log. Returns the peak memory in bytes, and the duration.
+/// Runs `audit verify`. Returns the peak memory of its process in bytes, and its duration.
 fn verify(service: &Service) -> (u64, Duration) {
     let started = Instant::now();
     let mut verifying = Command::new(EXECUTABLE)
@@ -32,7 +32,7 @@ fn verify(service: &Service) -> (u64, Duration) {
         .env_clear()
         .env("APP_ENV", "test")
         .env("DATABASE_URL", service.database().service_url().as_str())
-        // A slow page must not end the verification.
+        // A slow read of one page of events must not end the verification.
         .env("DATABASE_STATEMENT_TIMEOUT_MS", "60000")
         .current_dir("/")
         .stdout(Stdio::null())
@@ -73,7 +73,7 @@ async fn wait_until_sealed(service: &Service) {
 #[tokio::test]
 async fn sealing_and_verification_use_the_memory_of_one_page() {
     if !cfg!(target_os = "linux") {
-        println!("skipped: /proc");
+        println!("skipped: the peak memory is read from /proc of Linux");
         return;
     }
     let events = std::env::var("LONG_AUDIT_LOG").map_or(EVENTS, |count| count.parse().unwrap());
@@ -108,9 +108,9 @@ async fn sealing_and_verification_use_the_memory_of_one_page() {
         mebibytes(peak),
         mebibytes(verifying_growth),
     );
-    assert!(sealing_growth < MAX_GROWTH_BYTES, "sealing took {sealing_growth} bytes more than before");
+    assert!(sealing_growth < MAX_GROWTH_BYTES, "sealing the long log took {sealing_growth} bytes more");
     assert!(
         verifying_growth < MAX_GROWTH_BYTES,
-        "verifying took {verifying_growth} bytes more than with a short audit log"
+        "verifying the long log took {verifying_growth} bytes more than a short one"
     );
 }

@@ -1,4 +1,5 @@
-//! The audit log: it contains every operation, an operation without an event fails, and reading the log is audited.
+//! The audit log: an operation fails if its event cannot be recorded, auditors can read the log, and their reads are
+//! audited.
 mod long_audit_logs;
 mod restore;
 mod retention;
@@ -51,7 +52,7 @@ async fn an_operation_that_cannot_be_audited_fails() {
     assert!(!another.await.is(201).is_replayed());
 }
 
-/// Returns the events of a query from all pages.
+/// Returns the events of all pages for these query parameters.
 async fn audit_log(auditor: &User, query: &str) -> Vec<Value> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -142,7 +143,7 @@ async fn the_audit_log_filters_and_pages_without_gaps() {
 }
 
 #[tokio::test]
-async fn the_audit_log_is_read_and_sealed_by_its_indexes() {
+async fn reading_and_sealing_use_the_indexes_of_the_audit_log() {
     let service = service().await;
     service
         .database()
@@ -280,7 +281,7 @@ async fn query_values_that_postgresql_cannot_store_are_malformed() {
 }
 
 #[tokio::test]
-async fn no_query_value_of_any_route_is_an_internal_error() {
+async fn no_query_value_causes_an_internal_error() {
     let service = service().await;
     let admin = service.admin().await;
     let hostile = [
@@ -300,7 +301,7 @@ async fn no_query_value_of_any_route_is_an_internal_error() {
     for (method, path, operation) in crate::http::openapi::operations() {
         let parameters = operation.get("parameters").and_then(Value::as_array).cloned().unwrap_or_default();
         for parameter in parameters.iter().filter(|parameter| parameter["in"] == "query") {
-            assert_eq!(method, "GET", "only reading takes a query: {path}");
+            assert_eq!(method, "GET", "only GET has query parameters: {path}");
             for value in hostile {
                 let query = format!("{path}?{}={value}", parameter["name"].as_str().unwrap());
                 let response = admin.get(&query).await;
@@ -351,7 +352,8 @@ async fn functions_set_their_search_path_and_are_not_public() {
             function["public"], false,
             "{name}: grant execute to app_runtime if the service calls it, and to no other role"
         );
-        // With standard_conforming_strings = off, a backslash is an escape.
+        // With `standard_conforming_strings = off`, a backslash starts an escape sequence, which would change the
+        // function.
         let body = source.split("as $function$").nth(1).unwrap();
         assert!(!body.contains('\\'), "{name}: avoid the backslash");
     }

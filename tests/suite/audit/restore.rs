@@ -1,4 +1,4 @@
-//! A database that was set back to an earlier state, as docs/runbooks/DatabaseRestored.md describes it.
+//! The audit log after the database was restored from a backup, with the steps of docs/runbooks/DatabaseRestored.md.
 use dev::harness::{CommandOutput, Service, eventually};
 use serde_json::Value;
 
@@ -12,7 +12,8 @@ async fn after_restore(service: &Service, heads: &str, more: &[&str]) -> Command
     service.command(&[&arguments[..], more].concat(), &[]).await
 }
 
-/// Waits until everything is sealed, and the head is in the log of the current process. Returns the head's number.
+/// Waits until every event is sealed, and the current process has logged the head of the chain. Returns the number of
+/// the head.
 async fn wait_until_head_is_logged(service: &Service) -> i64 {
     wait_until_everything_is_sealed(service).await;
     let head = service.database().number("select number from audit_seal_head").await;
@@ -33,7 +34,7 @@ async fn changed_tables(service: &Service) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn the_runbook_of_a_restore_leads_back_to_a_verified_log() {
+async fn the_steps_of_the_restore_runbook_give_a_verified_log() {
     let mut service = sealing_service().await;
     let scratch = Scratch::new();
     let (customer, other) = (service.customer().await, service.customer().await);
@@ -56,7 +57,7 @@ async fn the_runbook_of_a_restore_leads_back_to_a_verified_log() {
     log += &log_lines(&service);
     service.database().restore().await;
     let heads = scratch.write("heads.jsonl", &log);
-    // A key that expired while the lost changes were made.
+    // This key expires in the period whose changes are lost, so the command must extend it.
     service
         .database()
         .execute(
@@ -99,7 +100,7 @@ async fn the_runbook_of_a_restore_leads_back_to_a_verified_log() {
     }
     service.customer().await;
     let head = wait_until_head_is_logged(&service).await;
-    assert!(head > kept + 1, "no number of a lost seal is used again");
+    assert!(head > kept + 1, "a new seal does not reuse the number of a lost one");
     let both = scratch.write("both.jsonl", &(log + &log_lines(&service)));
     let verified = verify(&service, &["--heads", &both]).await.succeeded();
     assert!(verified.contains(&gap), "{verified}");
@@ -114,7 +115,7 @@ async fn the_runbook_of_a_restore_leads_back_to_a_verified_log() {
     })
     .await;
 
-    // The recorded restore explains only its own lost seals, and only while their list is unchanged.
+    // The recorded restore explains only the seals in its list of lost heads, and only while this list is unchanged.
     let forged = format!("{{\"seal_number\":{lost},\"seal_hash\":\"{}\"}}\n", "00".repeat(32));
     let forged = scratch.write("forged.jsonl", &(std::fs::read_to_string(&both).unwrap() + &forged));
     assert_eq!(verify(&service, &["--heads", &forged]).await.code(), Some(1));
@@ -154,7 +155,7 @@ async fn sealing_stops_when_the_chain_is_set_back() {
         lines.iter().filter(|line| line["message"] == "worker failed").count()
     };
     let before = failures();
-    eventually("sealing is tried again", async || (failures() > before).then_some(())).await;
+    eventually("the sealer retries and fails", async || (failures() > before).then_some(())).await;
     assert_eq!(
         service.database().number("select count(*) from audit_seals").await,
         seals,

@@ -1,4 +1,4 @@
-//! Exports verify on their own, and only exported events are dropped from the database.
+//! Retention: an export can be verified without the database, and only exported events are dropped from the database.
 use std::{
     io::{Read, Write},
     process::{Child, Command, Stdio},
@@ -18,7 +18,7 @@ async fn export(service: &Service, until: &str, to: &str) -> CommandOutput {
     service.command(&["audit", "export", "--until", until, "--to", to], &[]).await
 }
 
-/// Records events of a past month in a partition of its own.
+/// Creates the partition of a past month, and inserts events into it.
 async fn insert_old_events(service: &Service, month: &str, count: usize) {
     service
         .database()
@@ -33,7 +33,7 @@ async fn insert_old_events(service: &Service, month: &str, count: usize) {
         .await;
 }
 
-async fn count_partitions(service: &Service) -> i64 {
+async fn count_old_partitions(service: &Service) -> i64 {
     service.database().number("select count(*) from pg_class where relname in ('audit_events_2021_02', 'audit_events_2021_03') and relkind = 'r'").await
 }
 
@@ -50,7 +50,11 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
     let february = scratch.path("2021-02.jsonl.gz");
     let exported = export(&service, "2021-03-01", &february).await.succeeded();
     assert!(exported.contains("dropped: audit_events_2021_02"), "{exported}");
-    assert_eq!(count_partitions(&service).await, 1, "March is not exported, or not over at that time");
+    assert_eq!(
+        count_old_partitions(&service).await,
+        1,
+        "only February is exported, so the partition of March remains"
+    );
     let exports = service.audit_events("action = 'export'").await;
     assert_eq!(exports.len(), 1);
     assert!(exported.contains(exports[0]["metadata"]["file_sha256"].as_str().unwrap()), "{exported}");
@@ -67,7 +71,7 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
     let again = export(&service, "2021-03-01", &scratch.path("again.jsonl.gz")).await;
     assert_eq!(again.code(), Some(1), "the partition is dropped: {}", again.stdout);
 
-    // The next file starts at the end of the first.
+    // The second export starts where the first ends.
     let march = scratch.path("2021-03.jsonl.gz");
     assert!(
         export(&service, "2021-04-01T00:00:00Z", &march)
@@ -75,7 +79,7 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
             .succeeded()
             .contains("dropped: audit_events_2021_03")
     );
-    assert_eq!(count_partitions(&service).await, 0);
+    assert_eq!(count_old_partitions(&service).await, 0);
     wait_until_everything_is_sealed(&service).await;
     let heads = scratch.write("heads.jsonl", &log_lines(&service));
     verify(&service, &["--heads", &heads, "--exported", &february, &march]).await.succeeded();
@@ -89,7 +93,7 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
         assert!(whole && output.contains("verified up to seal"), "{output}");
     }
 
-    // Without the export's own event, missing events are a finding.
+    // Without the audit event of the exports, verification reports the exported events as missing.
     tamper(&service, "delete from audit_events where action = 'export'").await;
     let found = verify(&service, &["--exported", &february, &march]).await;
     assert_eq!(found.code(), Some(1));
@@ -97,7 +101,7 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
 }
 
 #[tokio::test]
-async fn an_export_that_was_changed_does_not_verify() {
+async fn verification_rejects_a_changed_export() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
     cause_three_events(&service).await;
@@ -146,7 +150,7 @@ async fn an_export_that_was_changed_does_not_verify() {
 }
 
 #[tokio::test]
-async fn the_event_of_an_export_can_be_exported_later() {
+async fn the_audit_event_of_an_export_can_be_exported_too() {
     let service = sealing_service().await;
     let scratch = Scratch::new();
     insert_old_events(&service, "2021-02", 5).await;
@@ -154,7 +158,8 @@ async fn the_event_of_an_export_can_be_exported_later() {
     let february = scratch.path("2021-02.jsonl.gz");
     export(&service, "2021-03-01", &february).await.succeeded();
     wait_until_everything_is_sealed(&service).await;
-    // Later, the month of that export is exported and dropped too.
+    // The second export contains the audit event of the first. Deleting all exported events simulates a later drop of
+    // the partition.
     let tomorrow = (chrono::Utc::now() + chrono::TimeDelta::days(1)).to_rfc3339();
     let later = scratch.path("later.jsonl.gz");
     export(&service, &tomorrow, &later).await.succeeded();
@@ -175,7 +180,7 @@ async fn open_reader(service: &Service) -> dev::harness::OpenTransaction {
         .await
 }
 
-/// Makes audited writes, each within two seconds.
+/// Makes audited writes. Fails if one of them takes two seconds or longer.
 async fn make_audited_writes(service: &Service, count: usize) {
     let customer = service.customer().await;
     for _ in 0..count {
@@ -204,14 +209,14 @@ async fn audited_writes_continue_while_an_export_waits() {
 
     let reads = open_reader(&service).await;
     let (finished, ()) = tokio::join!(export(&service, "2021-03-01", &file), async {
-        // The reader does not delay seals, because it writes nothing.
+        // The open transaction does not delay sealing, because it writes nothing.
         wait_until_exported(&service).await;
         make_audited_writes(&service, 10).await;
         let left = service
             .database()
             .number("select count(*) from pg_class where relname = 'audit_events_2021_02'")
             .await;
-        assert_eq!(left, 1, "the reader still needs it");
+        assert_eq!(left, 1, "the partition is not dropped before the reader ends");
         reads.release().await;
         make_audited_writes(&service, 5).await;
     });
@@ -238,24 +243,25 @@ async fn an_interrupted_export_can_be_repeated() {
     wait_until_everything_is_sealed(&service).await;
     let file = scratch.path("2021-02.jsonl.gz");
 
-    // The export waits for this lock before it writes its file.
+    // The export needs this lock before it writes its file, so it is killed before the file exists.
     let held = service.database().lock("audit_exports").await;
     let mut exporting = start_export(&service, &file);
-    let of_export = "select count(*) from pg_stat_activity
+    let active_export = "select count(*) from pg_stat_activity
                      where datname = current_database() and application_name = 'audit export' and state = 'active'";
     eventually("the export waits within a statement", async || {
-        (service.database().number(of_export).await == 1).then_some(())
+        (service.database().number(active_export).await == 1).then_some(())
     })
     .await;
     exporting.kill().unwrap();
     exporting.wait().unwrap();
     eventually("the statement is cancelled", async || {
-        (service.database().number(of_export).await == 0).then_some(())
+        (service.database().number(active_export).await == 0).then_some(())
     })
     .await;
     held.release().await;
 
-    // Terminated while it waits for a reader, the export is complete. The next run drops the partitions.
+    // An export that is killed while it waits for a reader has recorded its file. The next run only drops the
+    // partition.
     let reads = open_reader(&service).await;
     let mut exporting = start_export(&service, &file);
     wait_until_exported(&service).await;

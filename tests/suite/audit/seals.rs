@@ -1,4 +1,4 @@
-//! Sealing: every event is sealed exactly once, with late commits and several replicas.
+//! Sealing: every event is sealed exactly once, even with late commits and several replicas.
 use dev::harness::{Service, eventually};
 use serde_json::Value;
 use sqlx::{Connection, Executor, PgConnection};
@@ -33,7 +33,7 @@ pub async fn wait_until_everything_is_sealed(service: &Service) {
     .await;
 }
 
-/// Returns the heads that a process has logged: number and hash.
+/// Returns the heads of the chain that a process has logged: the number and the hash of each.
 fn logged_heads(service: &Service) -> Vec<(i64, String)> {
     let head = |line: Value| Some((line["seal_number"].as_i64()?, line["seal_hash"].as_str()?.to_owned()));
     service.logs().into_iter().filter_map(head).collect()
@@ -74,7 +74,7 @@ async fn every_event_is_sealed_and_the_head_of_the_chain_is_logged() {
 }
 
 #[tokio::test]
-async fn a_head_is_logged_again_by_a_process_that_starts() {
+async fn a_restarted_process_logs_the_head_of_the_chain_again() {
     let mut service = sealing_service().await;
     service.customer().await;
     wait_until_everything_is_sealed(&service).await;
@@ -84,7 +84,7 @@ async fn a_head_is_logged_again_by_a_process_that_starts() {
     service.logs_that("the head is logged again", |line| line["seal_number"] == head).await;
 }
 
-/// Records an event in a statement of the owner. The test controls its transaction.
+/// Statement that records an event. The test controls the transaction, so that the event can commit late.
 const INSERT_LATE_EVENT: &str = "
     select record_audit_event(jsonb_build_object(
       'id', gen_random_uuid(), 'timestamp', now(), 'event_type', 'data_change', 'resource', 'things',
@@ -96,11 +96,12 @@ async fn the_horizon_is_taken_before_the_events_are_read() {
     let service = builder().on_a_dedicated_server().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     wait_until_everything_is_sealed(&service).await;
     let late = service.database().hold(INSERT_LATE_EVENT).await;
-    // The sealer waits for this lock when it determines its horizon, after any earlier reads.
+    // The sealer needs this lock to determine its horizon, the position before which every transaction has ended. If
+    // the sealer had read the events before, it would miss those that are committed while it waits.
     let mut locker = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
     locker.execute("begin; lock table audit_epochs in access exclusive mode").await.unwrap();
     assert_eq!(service.database().try_as_service(INSERT_LATE_EVENT).await, Ok(()));
-    eventually("the sealer waits for its horizon", async || {
+    eventually("the sealer waits for the lock", async || {
         let waits = "
             select count(*)
             from pg_locks as waiting
@@ -119,7 +120,7 @@ async fn the_horizon_is_taken_before_the_events_are_read() {
 }
 
 #[tokio::test]
-async fn a_head_is_logged_though_nothing_else_is() {
+async fn the_head_is_logged_with_all_other_targets_off() {
     // The harness waits for the log line "the service is up".
     let filter = "off,app::service=info";
     let service =
@@ -159,7 +160,7 @@ async fn a_crash_between_a_seal_and_its_log_line_loses_neither() {
 
 #[tokio::test]
 async fn a_late_commit_is_sealed_exactly_once_in_order() {
-    // An open transaction delays the sealing of every database on its server.
+    // An open transaction with writes delays sealing in every database of its server, so this test has its own server.
     let service = builder().on_a_dedicated_server().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     wait_until_everything_is_sealed(&service).await;
     let late = service
@@ -196,8 +197,11 @@ async fn a_late_commit_is_sealed_exactly_once_in_order() {
     assert_eq!(service.audit_events("action = 'late'").await.len(), 1);
     verify(&service, &[]).await.succeeded();
     let sealed = service.database().number("select sum(event_count)::bigint from audit_seals").await;
-    let verifying = 1;
-    assert_eq!(service.database().number("select count(*) from audit_events").await, sealed + verifying);
+    let events_of_verification = 1;
+    assert_eq!(
+        service.database().number("select count(*) from audit_events").await,
+        sealed + events_of_verification
+    );
 }
 
 #[tokio::test]
@@ -205,7 +209,7 @@ async fn a_restored_audit_log_starts_an_epoch_of_the_same_chain() {
     let mut service = sealing_service().await;
     service.customer().await;
     wait_until_everything_is_sealed(&service).await;
-    // Transaction ids of another cluster start at a low number, so existing events may have higher ids.
+    // The transaction ids of a new cluster start at a low number, so existing events may have higher ids.
     service
         .database()
         .execute(
@@ -233,7 +237,7 @@ async fn a_restored_audit_log_starts_an_epoch_of_the_same_chain() {
         "later events belong to epoch 2"
     );
     service.command(&["migrate"], &[]).await.succeeded();
-    assert_eq!(service.database().number("select count(*) from audit_epochs").await, 2, "once");
+    assert_eq!(service.database().number("select count(*) from audit_epochs").await, 2, "one new epoch");
 }
 
 #[tokio::test]
@@ -252,7 +256,7 @@ async fn many_replicas_make_one_chain() {
     heads.sort();
     heads.dedup();
     for pair in heads.windows(2) {
-        assert!(pair[0].0 < pair[1].0, "two heads of one number: {heads:?}");
+        assert!(pair[0].0 < pair[1].0, "two heads have the same number: {heads:?}");
     }
 }
 
@@ -292,7 +296,7 @@ async fn seals_are_only_appended() {
     assert_eq!(service.database().try_as_service(&next_seal(&[])).await, Ok(()), "a valid seal is appended");
 }
 
-/// Returns the statement that appends a seal with a valid form, except for these columns.
+/// Returns the statement that appends a seal. All columns have valid values, except for the forged ones.
 fn next_seal(forged: &[(&str, &str)]) -> String {
     let columns = [
         ("number", "number + 1"),
@@ -448,7 +452,8 @@ const PARTITION_DEFINITIONS: &str = "
     where inhparent = 'audit_events'::regclass and relname <> 'audit_events_default'
     order by relname";
 
-/// Starts a service whose worker has checked for missing partitions, and checks again hours later.
+/// Starts a service whose worker has checked for missing partitions. The next check is hours later, so a test can drop
+/// partitions.
 async fn partitioned_service() -> Service {
     let service = crate::service().await;
     eventually("the partitions are checked", async || {
@@ -503,7 +508,7 @@ async fn creating_a_partition_blocks_no_writer() {
 }
 
 #[tokio::test]
-async fn a_month_in_the_default_partition_does_not_block_others() {
+async fn an_event_in_the_default_partition_blocks_only_its_month() {
     let service = partitioned_service().await;
     let definitions = service.database().rows(PARTITION_DEFINITIONS).await;
     let [third, fourth] = [2, 3].map(|index| definitions[index]["relname"].as_str().unwrap());

@@ -1,4 +1,4 @@
-//! Tampering with the audit log by an attacker who bypasses rights and triggers. Verification finds each change.
+//! Tampering with the audit log by an attacker who bypasses privileges and triggers. Verification finds each change.
 use std::path::{Path, PathBuf};
 
 use dev::harness::Service;
@@ -35,7 +35,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Runs statements with all triggers disabled.
+/// Runs statements of the owner while the triggers of the events and seals are disabled.
 pub async fn tamper(service: &Service, statements: &str) {
     service
         .database()
@@ -49,7 +49,7 @@ pub async fn tamper(service: &Service, statements: &str) {
         .await;
 }
 
-/// Deletes the whole chain after the statements, so that the sealer regenerates it consistently.
+/// Runs statements and deletes the whole chain, so that the sealer regenerates a consistent chain.
 pub async fn unseal(service: &Service, statements: &str) {
     let forget = "delete from audit_seals;
         update audit_seal_head set number = 0, hash = decode(repeat('00', 32), 'hex')";
@@ -68,14 +68,14 @@ async fn sealed_service() -> Service {
         cause_three_events(&service).await;
         wait_until_everything_is_sealed(&service).await;
     }
-    // The last head is logged after the commit.
+    // The service logs a head after the commit, so the log may briefly lack the last one.
     let head = service.database().number("select number from audit_seal_head").await;
     service.logs_that("the last head is logged", |line| line["seal_number"] == head).await;
     service.terminate().await;
     service
 }
 
-/// Query for the sealed events in their order.
+/// Query for the events in the order in which they are sealed.
 const EVENTS_IN_ORDER: &str =
     "select id, row_number() over (order by epoch, xact_id, sequence) as place from audit_events";
 
@@ -87,7 +87,7 @@ async fn event_at(service: &Service, place: i64) -> String {
     rows[0]["id"].as_str().unwrap().to_owned()
 }
 
-/// Returns the position of an event: the number of its seal, and its position within the seal.
+/// Returns the number of the seal that contains an event, and the event's position within the seal.
 async fn sealed_at(service: &Service, place: i64) -> (i64, i64) {
     let query = format!(
         "select number, {place} - (until - event_count) as place
@@ -222,7 +222,7 @@ async fn only_the_logged_heads_reveal_a_regenerated_chain() {
     assert_eq!(
         verify(&service, &["--heads", &none]).await.code(),
         Some(1),
-        "without heads nothing is proved"
+        "a file without heads is rejected"
     );
 }
 
@@ -245,7 +245,7 @@ async fn heads_are_read_from_the_service_log() {
     logs.sort();
     let with_logs = [vec!["--log"], logs.iter().map(String::as_str).collect()].concat();
     verify(&service, &with_logs).await.succeeded();
-    // A truncated last line and lines of other programs are no errors.
+    // Verification ignores a truncated last line, and lines of other programs.
     let audit_log = logs.iter().find(|path| path.contains("audit")).unwrap();
     let others = b"not ours\n\xff\xfe\n{\"target\":\"access\",\"seal_number\":1,\"seal_hash\":\"00\"}\n";
     let lines =
@@ -266,7 +266,7 @@ async fn heads_are_read_from_the_service_log() {
     assert_eq!(missing.code(), Some(1));
     assert!(missing.stderr.contains("nowhere.log"), "{}", missing.stderr);
     let empty = scratch.write("empty.log", "");
-    assert_eq!(verify(&service, &["--log", &empty]).await.code(), Some(1), "without heads nothing is proved");
+    assert_eq!(verify(&service, &["--log", &empty]).await.code(), Some(1), "a log without heads is rejected");
 }
 
 #[tokio::test]
@@ -286,7 +286,7 @@ async fn a_rewritten_chain_stops_sealing_and_raises_an_alert() {
     );
 }
 
-/// Returns the verifier in the document, and its test vector.
+/// Returns the Python verifier in docs/audit.md, and the JSON blocks of the document: first an event and its seal.
 fn documented() -> (String, Vec<Value>) {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/audit.md")).unwrap();
     let block = |text: &str| text.split_once("\n```").unwrap().0.to_owned();
@@ -294,7 +294,7 @@ fn documented() -> (String, Vec<Value>) {
     (block(text.split("```python\n").nth(1).unwrap()), vectors.collect())
 }
 
-/// Runs the document's verifier. Returns `None` without Python.
+/// Runs a Python script. Returns whether it succeeded, and its output, or `None` if Python is not installed.
 pub fn run_python(script: &str, arguments: &[&str]) -> Option<(bool, String)> {
     let scratch = Scratch::new();
     let script = scratch.write("verifier.py", script);
@@ -362,7 +362,7 @@ async fn a_forged_export_record_does_not_excuse_missing_events() {
         assert_eq!(found.code(), Some(1), "{arguments:?}: {}", found.stdout);
         assert!(found.stderr.contains("missing, and in no export"), "{}", found.stderr);
     }
-    // The owner of the database can also record it as an export, but has no file.
+    // The owner of the database can also record the forged event as an export, but has no file with the deleted events.
     service
         .database()
         .execute(format!(

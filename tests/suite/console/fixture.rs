@@ -1,4 +1,4 @@
-//! A console and the observed service.
+//! A console that observes a service.
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use dev::{
@@ -33,7 +33,8 @@ impl ConsoleFixture {
         Self::with_traffic(0.0).await.0
     }
 
-    /// Starts both with this rate of traffic, in requests per second.
+    /// Starts the console, the service, and traffic with this rate in requests per second. A rate of 0 starts no
+    /// traffic.
     pub(crate) async fn with_traffic(rate_per_second: f64) -> (Self, Option<Traffic>) {
         let console = console().await;
         let service = builder()
@@ -77,7 +78,7 @@ impl ConsoleFixture {
     }
 }
 
-/// Returns the response of the console.
+/// Sends a GET request to the console. Returns the JSON body of the response.
 pub(crate) async fn get(console: &Console, path: &str) -> Value {
     let url = Url::parse(&console.url()).unwrap().join(path).unwrap();
     let response = dev::http::client(WAIT_TIMEOUT).unwrap().get(url).send().await.unwrap();

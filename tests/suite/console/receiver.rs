@@ -1,4 +1,4 @@
-//! The console's receiver of spans, with both protocols.
+//! The console's receiver of spans, with both protocols of OTLP: gRPC and HTTP.
 use dev::harness::eventually;
 
 use super::fixture::{console, get};
@@ -36,7 +36,7 @@ async fn both_protocols_are_received_and_replicas_distinguished() {
         instances[0] != instances[1] && instances[1] != instances[2] && instances[0] != instances[2],
         "{instances:?}"
     );
-    let of_one = get(&console, &format!("/api/traces?instance={}", instances[1])).await;
-    let of_one = of_one.as_array().unwrap();
-    assert!(!of_one.is_empty() && of_one.iter().all(|trace| trace["instance"] == instances[1].as_str()));
+    let traces = get(&console, &format!("/api/traces?instance={}", instances[1])).await;
+    let traces = traces.as_array().unwrap();
+    assert!(!traces.is_empty() && traces.iter().all(|trace| trace["instance"] == instances[1].as_str()));
 }

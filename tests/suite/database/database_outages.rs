@@ -25,10 +25,10 @@ async fn probes_respond_in_time_while_the_database_hangs() {
     service.database_proxy().freeze();
     eventually("the service is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
     for _ in 0..5 {
-        let requests = Instant::now();
+        let started = Instant::now();
         let (status, body) = ready(&service).await;
         assert_eq!((status, body["checks"]["database"].as_str()), (503, Some("unhealthy")), "{body}");
-        assert!(requests.elapsed() < Duration::from_secs(5), "{:?}", requests.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
         assert_eq!(service.ops("/healthz").await.0, 200, "the process is alive nevertheless");
     }
     let (_, report) = service.ops("/health").await;
@@ -66,11 +66,11 @@ async fn the_service_reconnects_after_an_outage_without_a_restart() {
 }
 
 #[tokio::test]
-async fn a_slow_connection_attempt_serves_the_next_request() {
+async fn a_connection_attempt_continues_after_its_request_timed_out() {
     let service = builder().setting("DATABASE_ACQUIRE_TIMEOUT_MS", "300").with_database_proxy().start().await;
     let customer = service.customer().await;
-    // A statement takes one round trip, but opening a connection takes several. This simulates a restart, after which
-    // all replicas reconnect at once.
+    // A statement takes one round trip, but opening a connection takes several, which last longer than the acquire
+    // timeout. This simulates a restart of the database, after which all replicas reconnect at once.
     service.database_proxy().interrupt();
     service.database_proxy().slow(Duration::from_millis(100));
     let rejected = customer.lists().await.is_problem(503, "unavailable");
@@ -124,27 +124,27 @@ async fn the_statement_timeout_follows_the_setting() {
         .await;
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
-    let requests = customer.lists().in_background();
+    let request = customer.lists().in_background();
     // The wait exceeds every other timeout of a statement.
     let waited = format!(
         "select count(*) from pg_locks where relation = '{TABLE}'::regclass and not granted
          and waitstart < now() - interval '16 s'"
     );
-    eventually("the pool has waited long enough", async || {
+    eventually("the statement has waited for 16 seconds", async || {
         (service.database().number(&waited).await > 0).then_some(())
     })
     .await;
     held.release().await;
-    let _listed = requests.response().await.is(200);
+    let _listed = request.response().await.is(200);
 }
 
-/// Returns a URL with the hosts of both URLs.
+/// Returns the first URL with the host and the port of the second added.
 fn with_both_hosts(first: &Url, second: &Url) -> String {
     let host = |url: &Url| format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
     first.as_str().replacen(&host(first), &format!("{},{}", host(first), host(second)), 1)
 }
 
-/// Repeats a change until it succeeds. Every other response must be retryable.
+/// Repeats a change until it succeeds. Every response before must be a 503 with a `Retry-After`.
 async fn succeeds_after_503s_only(request: impl Fn() -> Request) -> HttpResponse {
     within(Duration::from_mins(1), "the change succeeds", async || {
         let response = request().await;
@@ -263,7 +263,7 @@ async fn cancelled_statements_do_not_keep_connections() {
 }
 
 #[tokio::test]
-async fn a_server_that_turns_read_only_is_an_outage_that_passes() {
+async fn the_service_recovers_after_the_server_was_read_only() {
     let service = builder().on_a_dedicated_server().start().await;
     let customer = service.customer().await;
     let _created = customer.creates().await.is(201);
@@ -322,7 +322,7 @@ async fn a_database_with_read_only_sessions_is_not_used() {
 }
 
 #[tokio::test]
-async fn a_column_that_changes_its_type_fails_no_request_for_good() {
+async fn requests_succeed_again_after_a_column_changes_its_type() {
     let service = builder().start().await;
     let customer = service.customer().await;
     let _listed = customer.lists().await.is(200);
@@ -344,7 +344,7 @@ async fn a_column_that_changes_its_type_fails_no_request_for_good() {
         (service.metric(selected).await >= 100).then_some(())
     })
     .await;
-    // Every request reads this column for the authentication.
+    // The authentication of every request reads this column.
     service.database().execute("alter table users alter column role type varchar(20)").await;
     for _ in 0..8 {
         let response = customer.lists().await;

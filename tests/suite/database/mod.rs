@@ -1,4 +1,4 @@
-//! The rights of the service in the database, and the migration of the schema.
+//! The privileges of the service in the database, and the migration of the schema.
 mod database_outages;
 mod pooling;
 pub(crate) mod round_trips;
@@ -15,7 +15,7 @@ use crate::{EXECUTABLE, service};
 pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
 #[tokio::test]
-async fn the_service_cannot_rewrite_what_happened() {
+async fn the_service_has_no_privilege_to_rewrite_records_or_schema() {
     let service = service().await;
     let _created = service.customer().await.creates().await.is(201);
     let partition = service
@@ -75,14 +75,14 @@ async fn migrate_turns_synchronous_commit_on_for_the_service() {
 }
 
 #[tokio::test]
-async fn commits_become_durable_whatever_is_set_on_the_services_role() {
+async fn migrate_overrides_synchronous_commit_off_on_the_role() {
     let service = service().await;
     let database = service.database();
     let role = database.service_role();
-    // The owner's sessions are durable, but the service's are not.
-    for (on, value) in [(String::new(), "on"), (format!("role {role} in "), "off")] {
+    // Commits of the owner's sessions are durable, but those of the service's sessions are not.
+    for (scope, value) in [(String::new(), "on"), (format!("role {role} in "), "off")] {
         let statement =
-            if on.is_empty() { "alter database".to_owned() } else { format!("alter {on}database") };
+            if scope.is_empty() { "alter database".to_owned() } else { format!("alter {scope}database") };
         database
             .execute(format!(
                 "do $$ begin execute format('{statement} %I set synchronous_commit = {value}', current_database()); end $$"
@@ -104,7 +104,7 @@ async fn commits_become_durable_whatever_is_set_on_the_services_role() {
 }
 
 #[tokio::test]
-async fn a_lost_replica_is_noticed_by_the_server() {
+async fn sessions_have_timeouts_that_detect_a_lost_replica() {
     let service = service().await;
     let mut as_service = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
     for (setting, expected) in [
@@ -138,7 +138,7 @@ async fn triggers_protect_the_audit_log_from_its_owner() {
     assert_eq!(service.database().number("select count(*) from audit_events").await, before);
 }
 
-/// Returns the statements of the service, as checked against its schema, with the number of their parameters.
+/// Returns each statement of the service in the directories `.sqlx`, and the number of its parameters.
 pub fn statements() -> Vec<(String, usize)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folders = [".sqlx", "platform/.sqlx", "src/slices/.sqlx"].map(|folder| root.join(folder));
@@ -152,7 +152,7 @@ pub fn statements() -> Vec<(String, usize)> {
     files.map(statement).collect()
 }
 
-/// Returns the nodes of a plan.
+/// Returns a query plan and all JSON values within it, in particular its nodes.
 pub fn nodes(plan: &Value) -> Vec<&Value> {
     let mut found = vec![plan];
     match plan {
@@ -170,7 +170,7 @@ async fn migrate(database: &Database) -> dev::harness::CommandOutput {
 }
 
 #[tokio::test]
-async fn several_replicas_may_migrate_at_once() {
+async fn concurrent_migrations_of_several_replicas_succeed() {
     let database = Arc::new(Database::create_empty().await);
     let replicas: Vec<_> = (0..8)
         .map(|_| {
@@ -238,7 +238,7 @@ async fn an_unsuitable_database_is_rejected_before_any_change() {
 }
 
 #[tokio::test]
-async fn a_newer_schema_is_accepted_with_a_warning() {
+async fn the_service_runs_on_a_newer_schema() {
     let mut service = service().await;
     service.terminate().await;
     service
@@ -266,7 +266,8 @@ async fn a_cancelled_begin_leaves_no_open_transaction() {
     };
     let pool = platform::database::Database::connect(&settings, "cancelled").await.unwrap();
     let mut begun = 0;
-    // Each attempt is cancelled later than the previous one: from immediately to after the start.
+    // Each attempt is cancelled later than the previous one. The last attempts begin their transaction before the
+    // cancellation.
     for yields in 0..1000 {
         // A connection is already open, so the cancellation hits the start of the transaction.
         pool.acquire().await.unwrap().release();
@@ -281,17 +282,20 @@ async fn a_cancelled_begin_leaves_no_open_transaction() {
             () = yielding => {}
         }
     }
-    assert!((1..1000).contains(&begun), "some were cancelled, and {begun} were not");
-    let within = "select count(*) from pg_stat_activity \
+    assert!(
+        (1..1000).contains(&begun),
+        "some attempts must begin a transaction, and some must not: {begun} did"
+    );
+    let open_transactions = "select count(*) from pg_stat_activity \
                   where application_name = 'cancelled' and state like 'idle in transaction%'";
     eventually("no connection is within a transaction", async || {
-        (database.number(within).await == 0).then_some(())
+        (database.number(open_transactions).await == 0).then_some(())
     })
     .await;
-    // The statement may use any connection, because other connections see its writes.
+    // The pool may use either of its connections for a statement. Neither is within a transaction afterwards.
     for _ in 0..4 {
         pool.acquire().await.unwrap().execute("select 1").await.unwrap();
     }
-    assert_eq!(database.number(within).await, 0);
+    assert_eq!(database.number(open_transactions).await, 0);
     pool.close(Duration::from_secs(10)).await;
 }

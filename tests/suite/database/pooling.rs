@@ -1,4 +1,5 @@
-//! The requirements of a pooler in transaction mode: sessions without a state of their own, except prepared statements.
+//! Compatibility with a pooler in transaction mode: the service leaves no state in a session except prepared
+//! statements.
 use std::{
     collections::BTreeSet,
     env,
@@ -17,8 +18,8 @@ use uuid::Uuid;
 
 use crate::{builder, service};
 
-/// Records the state of the session that runs the statement. The function sets nothing, because a setting of a function
-/// would look like one of the session.
+/// Trigger function that records the state of the session that executes it. The function has no `set` clause, because
+/// `pg_settings` would report such a setting as one of the session.
 const RECORD_SESSION_STATE: &str = "
     create table session_state (kind text not null, name text not null);
     create function record_session_state() returns trigger
@@ -35,7 +36,7 @@ const RECORD_SESSION_STATE: &str = "
     end
     $$";
 
-/// The start-up parameters of sqlx. `PgBouncer` applies them to each server connection that it lends.
+/// The start-up parameters that sqlx sends. `PgBouncer` sets them on each server connection before a client uses it.
 const CLIENT_PARAMETERS: [&str; 4] = ["DateStyle", "TimeZone", "application_name", "client_encoding"];
 
 #[tokio::test]
@@ -55,7 +56,7 @@ async fn sessions_have_no_state_but_prepared_statements() {
     let seals = "select count(*) from audit_seals";
     let before = service.database().number(seals).await;
     customer.uses_every_customer_route().await.unwrap();
-    eventually("the trigger was called by the sealer, too", async || {
+    eventually("the sealer has fired the trigger", async || {
         (service.database().number(seals).await > before).then_some(())
     })
     .await;
@@ -66,9 +67,10 @@ async fn sessions_have_no_state_but_prepared_statements() {
         of_kind.map(|row| row["name"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(names_of_kind("client"), CLIENT_PARAMETERS.map(str::to_owned).into());
-    let others: Vec<_> = recorded.iter().filter(|row| row["kind"] != "client").collect();
-    assert!(others.is_empty(), "{others:?}");
-    // A lock of a session outlives its transaction.
+    let unexpected: Vec<_> = recorded.iter().filter(|row| row["kind"] != "client").collect();
+    assert!(unexpected.is_empty(), "{unexpected:?}");
+    // A session-level advisory lock is held after its transaction, when the pooler assigns the session to another
+    // client.
     let locks = "select count(*)
                  from pg_locks
                  join pg_stat_activity using (pid)
@@ -76,7 +78,8 @@ async fn sessions_have_no_state_but_prepared_statements() {
     assert_eq!(service.database().number(locks).await, 0);
 }
 
-/// Returns `PgBouncer` from the `PATH`. The first version that keeps track of prepared statements is 1.21.
+/// Returns the path of `PgBouncer`, or `None` if the `PATH` has none or a version before 1.21, which does not support
+/// prepared statements in transaction mode.
 fn pgbouncer() -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let program =
@@ -144,7 +147,7 @@ impl Drop for Pooler {
     }
 }
 
-/// Starts a replica of the service that reaches the database through a pooler.
+/// Starts a replica of the service that connects to the database through a pooler.
 async fn replica_with_pooler(service: &Service, pooler: &Pooler) -> Service {
     service.replica_with(&[("DATABASE_URL", pooler.url.as_str())]).await
 }
@@ -159,8 +162,8 @@ async fn the_main_flows_work_through_a_pooler() {
     let pooler = Pooler::start(&program, service.database().service_url()).await;
     let (first, second) =
         (replica_with_pooler(&service, &pooler).await, replica_with_pooler(&service, &pooler).await);
-    // Two replicas with four connections each share two server connections, so each statement also runs in sessions
-    // that have not prepared it.
+    // Each replica has four connections, and all eight share the two server connections of the pooler. A statement
+    // therefore also runs in server sessions in which its client has not prepared it.
     let (one, two) = (first.customer().await, second.customer().await);
     for _ in 0..10 {
         let (one, two) = tokio::join!(one.uses_every_customer_route(), two.uses_every_customer_route());

@@ -25,22 +25,22 @@ pub(crate) struct DatabaseCost {
     pub(crate) bytes: usize,
 }
 
-/// Measures the database cost of a request, which must have this status.
+/// Measures the database cost of a request. Panics if the response does not have this status.
 pub(crate) async fn measure_cost(
     service: &Service,
     status: u16,
     request: impl AsyncFn() -> Request,
 ) -> DatabaseCost {
-    let link = service.database_proxy();
+    let proxy = service.database_proxy();
     let mut minimum = DatabaseCost { round_trips: usize::MAX, bytes: usize::MAX };
     for _ in 0..MEASUREMENTS {
         let request = request().await;
         wait_until_pool_is_idle(service).await;
-        let before = DatabaseCost { round_trips: link.round_trips(), bytes: link.bytes_back() };
+        let before = DatabaseCost { round_trips: proxy.round_trips(), bytes: proxy.bytes_back() };
         let _response = request.await.is(status);
         wait_until_pool_is_idle(service).await;
-        minimum.round_trips = minimum.round_trips.min(link.round_trips() - before.round_trips);
-        minimum.bytes = minimum.bytes.min(link.bytes_back() - before.bytes);
+        minimum.round_trips = minimum.round_trips.min(proxy.round_trips() - before.round_trips);
+        minimum.bytes = minimum.bytes.min(proxy.bytes_back() - before.bytes);
     }
     minimum
 }

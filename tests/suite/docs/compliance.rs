@@ -28,8 +28,8 @@ pub(crate) fn file(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Returns the text of a document and of its parts of the slices: of `docs/compliance.md` and every
-/// `docs/compliance-*.md`, or of `.env.example` and every `.env.*.example`.
+/// Returns the text of a document and of the parts that slices (the domain modules in `src/slices`) add to it: for
+/// example of `docs/compliance.md` and every `docs/compliance-*.md`, or of `.env.example` and every `.env.*.example`.
 pub(crate) fn with_parts(path: &str) -> String {
     let (stem, extension) = path.rsplit_once('.').unwrap();
     let (directory, stem) = stem.rsplit_once('/').unwrap_or((".", stem));
@@ -45,8 +45,8 @@ pub(crate) fn with_parts(path: &str) -> String {
     names.iter().map(|name| file(&format!("{directory}/{name}")) + "\n").collect()
 }
 
-/// Returns the rows of every table in `docs` that has this heading. The heading identifies a list, so that a slice can
-/// have its rows of all lists in one document.
+/// Returns the rows of every table in `docs` that has this heading. The heading identifies a list, so that one document
+/// of a slice can contain the slice's rows of several lists.
 pub(crate) fn rows(heading: &str) -> Vec<String> {
     let mut found = Vec::new();
     documents(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs"), &mut found);
@@ -60,7 +60,7 @@ pub(crate) fn rows(heading: &str) -> Vec<String> {
             rows.extend(table.skip(1).map(str::to_owned));
         }
     }
-    assert!(!rows.is_empty(), "a table with the heading {heading}");
+    assert!(!rows.is_empty(), "no table in docs has the heading {heading}");
     rows
 }
 
@@ -180,7 +180,7 @@ fn metrics_and_files_named_in_documents_exist() {
     assert!(checked > 20, "something was checked: {checked}");
 }
 
-/// Returns the documents: those of the root, and every file below `docs` and `deploy`.
+/// Adds every Markdown file in a directory and its subdirectories to `found`.
 fn documents(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();

@@ -1,4 +1,4 @@
-//! The decisions of `docs/decisions` are listed, and each states the conditions of a change.
+//! The decisions in `docs/decisions` are listed, and each states when it should be changed.
 use std::{collections::BTreeSet, fs};
 
 use super::{

@@ -1,5 +1,5 @@
-//! The rules of language that a test can check: the openings of doc comments, the words of messages, the names of types,
-//! functions and tests, and the lists of modules. CONTRIBUTING.md has the glossary.
+//! The rules of language that a test can check: the openings of doc comments, the words of messages, the names of
+//! types, functions and tests, and the lists of modules. CONTRIBUTING.md has the glossary.
 use std::{collections::BTreeSet, fs};
 
 use syn::visit::{self, Visit};
@@ -137,7 +137,7 @@ fn messages_use_the_words_of_the_glossary() {
     assert!(checked > 200, "{checked} messages");
 }
 
-/// The names of the tests in a file, and the names that break a rule.
+/// The names of the tests in the visited files, and the names that break a rule.
 #[derive(Default)]
 struct Names {
     tests: BTreeSet<String>,
@@ -156,8 +156,9 @@ impl Names {
         }
     }
 
-    /// Adds an async function that is named like a predicate and returns no `bool`: it waits or acts. Adds a function whose
-    /// documentation does not start with a verb, except for routes, whose documentation is a title in the API's document.
+    /// Adds an async function that is named like a predicate and returns no `bool`: it waits or acts. Adds a function
+    /// whose documentation does not start with a verb, except for routes, whose documentation is a title in the API's
+    /// document.
     fn add_function(&mut self, function: &syn::Signature, attributes: &[syn::Attribute]) {
         let name = function.ident.to_string();
         let is_predicate = PREDICATE_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
@@ -217,7 +218,7 @@ impl<'ast> Visit<'ast> for ReturnsBool {
     }
 }
 
-/// Returns the names of every Rust file.
+/// Returns the names in all Rust files.
 fn names() -> Names {
     let mut names = Names::default();
     for (_, text) in sources(&SOURCES) {
@@ -235,7 +236,7 @@ fn names_of_tests_are_short() {
 }
 
 #[test]
-fn types_are_nouns_and_predicates_only_answer() {
+fn types_are_nouns_and_async_predicates_return_bool() {
     let names = names();
     assert!(names.participles.is_empty(), "name the thing: {:#?}", names.participles);
     assert!(names.acting_predicates.is_empty(), "use a verb: {:#?}", names.acting_predicates);

@@ -7,7 +7,8 @@ mod telemetry_schema;
 
 use std::{collections::BTreeSet, fmt::Debug};
 
-/// Panics if a file does not list exactly the expected entries. The message names the missing and the additional ones.
+/// Panics if a file does not list exactly the expected entries. The message names the missing and the additional
+/// entries.
 pub(crate) fn assert_complete<T: Debug + Ord>(
     file: &str,
     listed: &BTreeSet<T>,

@@ -89,7 +89,7 @@ struct Uses<'a> {
 }
 
 impl Uses<'_> {
-    /// Adds a path of source code, if it is one within the crate.
+    /// Adds a path in source code, if the path refers to an item of the same crate.
     fn add(&mut self, segments: &[String]) {
         let mut from = self.module.to_vec();
         let mut rest = segments;
@@ -141,7 +141,7 @@ impl<'ast> Visit<'ast> for Uses<'_> {
     }
 }
 
-/// Returns the sibling modules that each module uses, itself or in its submodules.
+/// Returns for each module the sibling modules that it or one of its submodules uses.
 fn uses_of_siblings(directory: &str) -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
     let base = root().join(directory);
     let module_of = |path: &Path| -> Vec<String> {
@@ -211,7 +211,7 @@ fn domain_models_do_no_input_or_output() {
     };
     let is_model = |path: &str| path.ends_with("/model.rs") || path.contains("/model/");
     assert_eq!(lines_with(does_io, is_model), [""; 0]);
-    assert!(!lines_with(does_io, |path| path.ends_with("/store.rs")).is_empty(), "the rule sees something");
+    assert!(!lines_with(does_io, |path| path.ends_with("/store.rs")).is_empty(), "the rule finds lines");
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn sql_is_checked_when_it_is_compiled() {
 fn handlers_contain_no_sql() {
     let sql = |line: &str| line.contains("sqlx::query");
     assert_eq!(lines_with(sql, |path| path.ends_with("routes.rs")), [""; 0]);
-    assert!(!lines_with(sql, |path| path.ends_with("store.rs")).is_empty(), "the rule sees something");
+    assert!(!lines_with(sql, |path| path.ends_with("store.rs")).is_empty(), "the rule finds lines");
 }
 
 #[test]
@@ -251,11 +251,12 @@ fn connections_are_acquired_by_hand_only_for_several_statements() {
     );
 }
 
-/// Workers and commands use the same functions as routes, and send no response.
+/// The edge of a slice is its routes and the conversion of its errors into problems. Workers and commands also use the
+/// other files, and they send no HTTP response.
 #[test]
 fn only_the_edge_of_a_slice_names_problems() {
     let names_a_problem = |line: &str| line.contains("Problem");
-    // The layer of authentication responds to requests, as a route does.
+    // The authentication layer responds to requests, so it also belongs to the edge.
     let edge = ["/routes.rs", "/problems.rs", "/errors.rs", "/authentication.rs"];
     let at_the_edge = |path: &str| edge.iter().any(|file| path.ends_with(file));
     let in_a_slice = |path: &str| path.starts_with("src/slices/") || path.starts_with("src/accounts/");
@@ -264,7 +265,7 @@ fn only_the_edge_of_a_slice_names_problems() {
     assert!(!lines_with(names_a_problem, at_the_edge).is_empty(), "the rule finds lines");
 }
 
-/// The names of the metrics in a file.
+/// The names of the metrics in the visited files.
 #[derive(Default)]
 struct Metrics(BTreeSet<String>);
 
@@ -290,7 +291,7 @@ pub fn declared_metrics() -> BTreeSet<String> {
     metrics.0
 }
 
-/// `/metrics` does not contain a metric without a series, so a test of the page does not find it.
+/// `/metrics` does not contain metrics without a series, so a test that reads the page would miss them.
 #[test]
 fn every_declared_metric_is_documented() {
     let rows = super::compliance::rows(HEADING);

@@ -30,10 +30,10 @@ const COMMON_LINE_FIELDS: [&str; 11] = [
     "version",
 ];
 
-/// The arguments of a macro of `tracing`.
+/// The arguments of a macro or an attribute of `tracing`.
 #[derive(Default)]
 struct Arguments {
-    /// First text: the name of a span, or the message of an event.
+    /// The first string literal: the name of a span, or the message of an event.
     text: Option<String>,
     fields_before_text: Vec<String>,
     fields_after_text: Vec<String>,
@@ -59,7 +59,7 @@ impl Parse for Arguments {
                 };
                 fields.push(name);
             } else {
-                // A value of the message's format.
+                // An argument of the format string.
                 input.parse::<Expr>()?;
             }
             input.parse::<Option<Token![,]>>()?;
@@ -68,7 +68,7 @@ impl Parse for Arguments {
     }
 }
 
-/// Parses a field: `name = value`, or a variable, each perhaps after `%` or `?`.
+/// Parses a field: `name = value` or a variable, with an optional `%` or `?` before the value. Returns the name.
 fn field(input: ParseStream<'_>) -> syn::Result<String> {
     format_mark(input)?;
     let mut name = Vec::new();
@@ -94,7 +94,7 @@ fn format_mark(input: ParseStream<'_>) -> syn::Result<()> {
     Ok(())
 }
 
-/// Collects the names of the files that it visits.
+/// The names of spans, span attributes and log fields in the visited files.
 #[derive(Default)]
 struct Sources(Schema);
 
@@ -151,8 +151,8 @@ fn the_telemetry_schema_lists_the_names_in_the_sources() {
         }
     }
     let Schema { spans, mut span_attributes, log_fields } = sources.0;
-    // The bridge to OpenTelemetry turns these into the name, the kind and the status of the span, and adds the errors of
-    // warnings.
+    // The bridge to OpenTelemetry converts the fields `otel.*` into the name, the kind and the status of a span, and
+    // adds the fields `exception.*` for logged errors.
     span_attributes.retain(|name| !name.starts_with("otel."));
     span_attributes.extend(["exception.message", "exception.stacktrace"].map(str::to_owned));
     let renamed = |name: String| {

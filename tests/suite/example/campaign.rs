@@ -1,4 +1,4 @@
-//! A short campaign against several replicas. `cargo dev campaign` runs long ones.
+//! A short campaign of faults against several replicas. `cargo dev campaign` runs longer campaigns.
 use dev::{
     example::campaign::{self, Length, Settings},
     postgres::ReplicationMode,

@@ -11,7 +11,7 @@ async fn every_client_reads_the_catalog_page_by_page() {
     let anonymous = service.anonymous();
     let all = anonymous.get("/v1/products").await.is(200).json();
     let ids: Vec<_> = all["data"].as_array().unwrap().iter().map(|product| product["id"].clone()).collect();
-    assert_eq!(ids, [MUG, TEAPOT, LAMP, RETIRED].map(Value::from), "oldest first");
+    assert_eq!(ids, [MUG, TEAPOT, LAMP, RETIRED].map(Value::from), "the oldest product is first");
     assert_eq!(all["next_cursor"], Value::Null);
 
     let first = anonymous.get("/v1/products?limit=3").await.is(200).json();
@@ -30,7 +30,7 @@ async fn every_client_reads_the_catalog_page_by_page() {
 }
 
 #[tokio::test]
-async fn an_admin_adds_and_changes_a_product_audited() {
+async fn an_admins_changes_of_products_are_audited() {
     let service = service().await;
     let admin = service.admin().await;
     let new = json!({ "sku": "CUP-01", "name": "Cup", "unit_amount": 790, "currency": "EUR" });

@@ -1,4 +1,4 @@
-//! The checklist names existing files and tests.
+//! The checklist in docs/checklist*.md names existing files and tests.
 use crate::docs::compliance::{quoted, test_exists, with_parts};
 
 #[test]

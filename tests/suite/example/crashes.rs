@@ -21,14 +21,16 @@ async fn service_that_crashes_at(point: &str) -> Service {
     builder().setting("CRASH_AT", point).start().await
 }
 
-/// Restarts the crashed process. The caller, who got no response, retries until the response has the outcome.
+/// Waits for the crash, and restarts the process. Then repeats the request, as a client without a response does, until
+/// the response has the outcome.
 async fn retry_after_restart(service: &mut Service, retry: Request) -> HttpResponse {
     let ended = service.wait_for_exit().await;
     assert!(ended.signal().is_some(), "a signal ended the process: {ended}");
     service.restart_without("CRASH_AT").await;
     eventually("the retry has the outcome", async || {
         let response = retry.clone().await;
-        // 409 during the lease of the crashed process, then 202 until recovery settles it.
+        // The status is 409 while the crashed process has the lease, and then 202 until recovery has settled the
+        // record.
         match response.status {
             201 => Some(response),
             202 | 409 => None,
@@ -38,7 +40,7 @@ async fn retry_after_restart(service: &mut Service, retry: Request) -> HttpRespo
     .await
 }
 
-/// Checks that the start and the settlement have one audit event each.
+/// Checks that the start and the settlement of a payment or refund have one audit event each.
 async fn assert_one_event_each(service: &Service, resource: &str) {
     for action in ["create", "settle"] {
         let condition = format!("resource = '{resource}' and action = '{action}' and result = 'success'");
@@ -56,7 +58,7 @@ async fn test_payment_crash(point: &str, card: &str, webhooks: bool) {
     retry_until_paid(&mut service, &order, attempt.again()).await;
 }
 
-/// Tests a crash at this point. The gateway fails during the request, so recovery finds no charge.
+/// Tests a crash at this point. The gateway fails during the request, so recovery finds no charge and sends it.
 async fn test_unsent_payment_crash(point: &str) {
     let mut service = service_that_crashes_at(point).await;
     service.disable_webhooks();
@@ -92,7 +94,7 @@ async fn test_refund_crash(point: &str) {
     service.invariants_hold().await;
 }
 
-/// The table: a test for each crash point, and the names of all crash points.
+/// Declares a test for each crash point of the table, and `POINTS`, the names of all its crash points.
 macro_rules! table {
     ($($test:ident: $point:literal => $survives:expr;)*) => {
         const POINTS: &[&str] = &[$($point),*];
@@ -109,18 +111,18 @@ macro_rules! table {
 table! {
     before_a_payment_begins: "payment.beginning" => test_payment_crash("payment.beginning", "pm_card_ok", false);
     after_a_payment_has_begun: "payment.begun" => test_payment_crash("payment.begun", "pm_card_ok", false);
-    after_a_charge_was_answered: "payment.answered" => test_payment_crash("payment.answered", "pm_card_ok", false);
+    after_the_response_to_a_charge: "payment.answered" => test_payment_crash("payment.answered", "pm_card_ok", false);
     before_a_settlement_commits: "payment.settling" => test_payment_crash("payment.settling", "pm_card_ok", false);
     after_a_settlement_has_committed: "payment.settled" => test_payment_crash("payment.settled", "pm_card_ok", false);
     after_recovery_has_taken_a_lease: "recovery.leased" => test_payment_crash("recovery.leased", "pm_card_timeout", false);
-    after_recovery_was_answered: "recovery.answered" => test_payment_crash("recovery.answered", "pm_card_timeout", false);
-    before_recovery_sends_a_charge_again: "recovery.sending" => test_unsent_payment_crash("recovery.sending");
+    after_the_response_to_recovery: "recovery.answered" => test_payment_crash("recovery.answered", "pm_card_timeout", false);
+    before_recovery_resends_a_charge: "recovery.sending" => test_unsent_payment_crash("recovery.sending");
     after_a_webhook_is_claimed: "webhook.claimed" => test_payment_crash("webhook.claimed", "pm_card_timeout", true);
     before_a_webhook_commits: "webhook.applied" => test_payment_crash("webhook.applied", "pm_card_timeout", true);
     after_a_webhook_has_committed: "webhook.received" => test_payment_crash("webhook.received", "pm_card_timeout", true);
     before_a_refund_begins: "refund.beginning" => test_refund_crash("refund.beginning");
     after_a_refund_has_begun: "refund.begun" => test_refund_crash("refund.begun");
-    after_a_refund_was_answered: "refund.answered" => test_refund_crash("refund.answered");
+    after_the_response_to_a_refund: "refund.answered" => test_refund_crash("refund.answered");
     before_a_refunds_settlement_commits: "refund.settling" => test_refund_crash("refund.settling");
     after_a_refunds_settlement_has_committed: "refund.settled" => test_refund_crash("refund.settled");
 }
@@ -128,21 +130,21 @@ table! {
 #[test]
 fn the_table_has_every_crash_point_of_the_sources() {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/slices/payments");
-    let mut of_sources = BTreeSet::new();
+    let mut crash_points = BTreeSet::new();
     for entry in fs::read_dir(sources).unwrap() {
         let path = entry.unwrap().path();
         let Ok(source) = fs::read_to_string(path) else { continue };
         let calls = source.split("crash::point(\"").skip(1);
-        of_sources.extend(calls.filter_map(|call| call.split('"').next().map(ToOwned::to_owned)));
+        crash_points.extend(calls.filter_map(|call| call.split('"').next().map(ToOwned::to_owned)));
     }
     let table: BTreeSet<_> = POINTS.iter().map(|point| (*point).to_owned()).collect();
-    assert_eq!(table, of_sources);
-    let of_campaign: BTreeSet<_> = CRASH_POINTS.iter().map(|point| (*point).to_owned()).collect();
-    assert_eq!(of_campaign, of_sources, "a campaign selects from all crash points");
+    assert_eq!(table, crash_points);
+    let selected: BTreeSet<_> = CRASH_POINTS.iter().map(|point| (*point).to_owned()).collect();
+    assert_eq!(selected, crash_points, "a campaign selects from all crash points");
 }
 
-/// Compiles the module of crash points alone, with or without debug assertions, and runs one of them. Returns the exit
-/// status, and whether the executable contains the variable's name.
+/// Compiles only the module of crash points, with or without debug assertions, and runs one crash point. Returns the
+/// exit status, and whether the executable contains the name of the variable `CRASH_AT`.
 fn reach_crash_point(debug_assertions: &str) -> (ExitStatus, bool) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{builder, operations::alerts::Pager, service};
 
-/// Makes the gateway report a charge of an unknown payment. Returns the reference.
+/// Delivers a webhook about a charge whose payment is unknown. Returns the reference of the charge.
 async fn report_unknown_charge(service: &Service) -> Uuid {
     let reference = Uuid::now_v7();
     let charge = Charge {
@@ -52,9 +52,9 @@ async fn each_discrepancy_has_an_alert_of_its_own() {
 
 #[tokio::test]
 async fn an_alert_survives_a_crash_and_a_receiver_that_is_down() {
-    let port = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = port.local_addr().unwrap().to_string();
-    drop(port);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
     let url = format!("http://{address}/alerts");
     let mut service = builder().setting("ALERT_WEBHOOK_URL", &url).start().await;
     let reference = report_unknown_charge(&service).await;
@@ -71,13 +71,13 @@ async fn an_alert_survives_a_crash_and_a_receiver_that_is_down() {
 async fn an_operator_closes_a_discrepancy_with_a_reason() {
     let service = service().await;
     let reference = report_unknown_charge(&service).await;
-    let open = async |count: i64| {
+    let wait_for_open = async |count: i64| {
         eventually("the gauge has the number of open discrepancies", async || {
             (service.metric("payment_discrepancies_open").await == count).then_some(())
         })
         .await;
     };
-    open(1).await;
+    wait_for_open(1).await;
     let listed = service.command(&["payments", "discrepancy", "list"], &[]).await.succeeded();
     assert!(listed.contains(&reference.to_string()) && listed.contains("unknown reference"), "{listed}");
     let id = listed.split_whitespace().next().unwrap().to_owned();
@@ -85,9 +85,13 @@ async fn an_operator_closes_a_discrepancy_with_a_reason() {
     let close = ["payments", "discrepancy", "close", id.as_str(), "--reason", "refunded at the gateway"];
     assert_eq!(service.command(&close[..4], &[]).await.code(), Some(2), "a reason is required");
     service.command(&close, &[]).await.succeeded();
-    open(0).await;
+    wait_for_open(0).await;
     assert_eq!(service.command(&["payments", "discrepancy", "list"], &[]).await.succeeded(), "");
-    assert_eq!(service.command(&close, &[]).await.code(), Some(1), "the discrepancy is closed already");
+    assert_eq!(
+        service.command(&close, &[]).await.code(),
+        Some(1),
+        "a closed discrepancy cannot be closed again"
+    );
     let closed = service.audit_events("resource = 'discrepancies' and action = 'close'").await;
     assert_eq!(closed.len(), 1);
     assert_eq!(closed[0]["metadata"]["reason"], "refunded at the gateway");
@@ -113,7 +117,7 @@ async fn an_operator_ends_only_records_that_need_review() {
         service.database().rows(format!("select status, failure_reason from payments where id = '{id}'"));
     assert_eq!(rows.await, [json!({ "status": "failed", "failure_reason": "gateway_rejected" })]);
 
-    // The gateway charged the payment nevertheless. Nothing changes, and an alert reports it.
+    // The gateway has charged the payment nevertheless. Its webhook is recorded as a discrepancy.
     let event = Event::of_charge(&service.charges_for(payment).await[0]).unwrap();
     assert_eq!(service.gateway().deliver_webhook(&event).await.unwrap(), 204);
     let recorded = service.audit_events("action = 'discrepancy'").await;

@@ -1,5 +1,5 @@
-//! Malformed and contradictory responses of the gateway. They settle nothing, and many of them open the breaker.
-//! Declines are valid responses.
+//! Malformed and contradictory responses of the gateway. They settle nothing, and many of them open the circuit
+//! breaker. Declines are valid responses.
 use dev::{
     example::gateway::{Charge, ChargeStatus, Faults, Malformation, Webhooks},
     harness::{Service, eventually},
@@ -12,7 +12,7 @@ fn malformed_faults(spoil: Malformation) -> Faults {
     Faults { spoil_rate: 1.0, spoil, webhooks: Webhooks::Never, ..Faults::default() }
 }
 
-/// Returns the discrepancies in the audit log.
+/// Returns the kinds of the discrepancies in the audit log.
 async fn discrepancies(service: &Service) -> Vec<String> {
     let events = service.audit_events("action = 'discrepancy'").await;
     events.iter().map(|event| event["metadata"]["what"].as_str().unwrap().to_owned()).collect()
@@ -82,12 +82,12 @@ async fn unreadable_records_do_not_block_other_payments() {
     let service = service().await;
     let customer = service.customer().await;
     service.gateway().faults().set(malformed_faults(Malformation::Record));
-    let mut unknown = Vec::new();
+    let mut unanswered = Vec::new();
     for _ in 0..10 {
         let order = customer.places_an_order().await;
-        unknown.push((order.pay("pm_card_timeout").in_background(), order));
+        unanswered.push((order.pay("pm_card_timeout").in_background(), order));
     }
-    for (attempt, _) in unknown {
+    for (attempt, _) in unanswered {
         let _unknown = attempt.response().await.is(202);
     }
     let orders = [(); 20].map(|()| customer.places_an_order());
@@ -96,8 +96,8 @@ async fn unreadable_records_do_not_block_other_payments() {
         eventually("the breaker is closed", async || {
             let response = order.pay("pm_card_ok").await;
             assert!([201, 503].contains(&response.status), "{response}");
-            // Only the ten calls without a response opened the breaker. Once it is closed, it stays closed.
-            assert!(paid == 0 || response.status == 201, "{paid} were paid: {response}");
+            // Only the ten calls without a response may open the breaker. Once the breaker is closed, it stays closed.
+            assert!(paid == 0 || response.status == 201, "rejected after {paid} paid orders: {response}");
             (response.status == 201).then_some(())
         })
         .await;
@@ -141,7 +141,7 @@ async fn a_rejection_after_another_attempt_settles_nothing() {
     let payment = order.wait_for_payment().await;
     eventually("the charge is sent", async || (service.count_requests_for(payment).await == 1).then_some(()))
         .await;
-    // This simulates the recovery of another replica.
+    // This simulates a second attempt by the recovery of another replica.
     service.database().execute(format!("update payments set attempts = 2 where id = '{payment}'")).await;
     let charge = Charge {
         id: "ch_by_another_attempt".to_owned(),
@@ -162,7 +162,7 @@ async fn a_rejection_after_another_attempt_settles_nothing() {
 }
 
 #[tokio::test]
-async fn a_rejection_is_certain_after_a_failed_connect() {
+async fn a_rejection_after_a_failed_connect_fails_the_payment() {
     let service = service().await;
     let unconnected = service.replica_with(&[("GATEWAY_URL", "http://127.0.0.1:1")]).await;
     let order = service.customer().await.places_an_order().await;
@@ -239,7 +239,7 @@ async fn declines_do_not_open_the_breaker() {
 }
 
 #[tokio::test]
-async fn a_conflict_at_the_gateway_is_unknown_and_alerted() {
+async fn a_409_of_the_gateway_settles_nothing_and_is_recorded() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let conflict =
@@ -259,10 +259,10 @@ async fn a_conflict_at_the_gateway_is_unknown_and_alerted() {
 }
 
 #[tokio::test]
-async fn a_rejection_proves_nothing_about_an_earlier_attempt() {
+async fn a_rejection_of_a_resent_charge_settles_nothing() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    // The first response is a late error, and the second is a rejection.
+    // The response to the first send is a late error, and the response to the second is a rejection.
     let failing = Faults { error_rate: 1.0, latency_ms: 400, webhooks: Webhooks::Never, ..Faults::default() };
     service.gateway().faults().set(failing);
     let attempt = order.pay("pm_card_from_another_gateway").in_background();

@@ -1,4 +1,4 @@
-//! A repeated request has one effect and one response.
+//! Idempotency: repeated requests with the same key have one effect and one response.
 use dev::harness::{MUG, Request, Service, eventually};
 use serde_json::{Value, json};
 
@@ -55,7 +55,7 @@ async fn a_repeated_refund_replays_the_first_outcome() {
 }
 
 #[tokio::test]
-async fn a_key_belongs_to_the_first_request_under_it() {
+async fn a_key_cannot_be_reused_for_a_different_request() {
     let service = service().await;
     let customer = service.customer().await;
     let order = customer.orders(&[(MUG, 1)]).key("mine").await.is(201).id();
@@ -159,7 +159,7 @@ async fn a_rejection_stores_no_key() {
 }
 
 #[tokio::test]
-async fn an_accepted_request_is_replayed_despite_newer_rules() {
+async fn a_replay_ignores_later_changes_of_the_catalog() {
     let service = service().await;
     let (customer, admin) = (service.customer().await, service.admin().await);
     let order = customer.orders(&[(MUG, 1)]);
@@ -192,7 +192,7 @@ async fn a_retry_during_a_payment_gets_409_and_then_the_outcome() {
 }
 
 #[tokio::test]
-async fn a_retry_of_an_unknown_payment_gets_the_current_state() {
+async fn a_retry_of_a_payment_in_progress_gets_its_current_state() {
     let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "3").start().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -209,7 +209,7 @@ async fn a_retry_of_an_unknown_payment_gets_the_current_state() {
     service.invariants_hold().await;
 }
 
-/// Returns the stored keys among those of the next test.
+/// Returns those of the next test's keys that are stored.
 async fn stored_keys(service: &Service) -> Vec<Value> {
     let keys =
         "select key from idempotency_keys where key in ('old', 'young', 'never-complete') order by key";
@@ -251,8 +251,8 @@ async fn keys_expire_one_day_after_completion() {
     service.invariants_hold().await;
 }
 
-/// Sends fifty concurrent duplicates, and the same request until it has its final response. Returns the different
-/// responses.
+/// Sends fifty concurrent duplicates of a request, and then the request once more. Checks that exactly one duplicate
+/// was executed. Returns the distinct bodies of the successful responses.
 async fn responses_of_fifty_duplicates(request: Request) -> Vec<String> {
     let duplicates: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
     let mut bodies = Vec::new();
@@ -267,7 +267,7 @@ async fn responses_of_fifty_duplicates(request: Request) -> Vec<String> {
             assert!(conflict.header("retry-after").is_some());
         }
     }
-    assert_eq!(executed, 1, "one of them did the work");
+    assert_eq!(executed, 1, "exactly one duplicate was executed");
     bodies.push(request.await.is(201).text);
     bodies.dedup();
     bodies

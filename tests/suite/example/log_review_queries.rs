@@ -1,4 +1,4 @@
-//! The queries of the regular review (docs/logs.md) run with the documented rights, and find their events.
+//! The queries of the regular review (docs/logs.md) run with the privileges of the service, and find their events.
 use std::path::Path;
 
 use dev::harness::{PASSWORD, Service};
@@ -29,7 +29,7 @@ async fn cause_reviewed_events(service: &Service) {
         let credentials = json!({ "email": customer.email, "password": "not the password of any user" });
         let _wrong = service.anonymous().post("/v1/sessions").json(&credentials).await.is(401);
     }
-    // The owner unlocks the account, as the end of the lockout would.
+    // Deleting the attempts unlocks the account, as the end of the lockout would.
     service.database().execute("delete from login_attempts").await;
     let credentials = json!({ "email": customer.email, "password": PASSWORD });
     let _in = service.anonymous().post("/v1/sessions").json(&credentials).await.is(201);
@@ -39,7 +39,7 @@ async fn cause_reviewed_events(service: &Service) {
 }
 
 #[tokio::test]
-async fn every_query_of_the_review_runs_and_finds_what_it_is_for() {
+async fn every_review_query_runs_and_finds_its_events() {
     let service = service().await;
     cause_reviewed_events(&service).await;
     let queries = queries();

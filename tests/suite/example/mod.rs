@@ -1,6 +1,6 @@
 //! The tests of the example domain: products, orders and payments, and the payment gateway.
 //!
-//! A project without the example replaces this directory. The other tests use these names of it: [`permissions::ROWS`],
+//! A project without the example replaces this directory. The other tests use these items of it: [`permissions::ROWS`],
 //! [`permissions::Fixtures`] and [`permissions::FORBIDDEN_TO_AUDITORS`].
 mod campaign;
 mod catalog;

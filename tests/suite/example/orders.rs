@@ -108,7 +108,7 @@ async fn the_largest_order_has_an_exact_total() {
     assert_eq!(order["total_amount"], 1_000_000_000_000_000_i64);
 }
 
-/// Returns the whole list from all pages.
+/// Returns the orders of all pages of a list.
 async fn pages(user: &User, query: &str, limit: usize) -> Vec<Value> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -151,9 +151,9 @@ async fn a_new_order_does_not_change_later_pages() {
     customer.places_an_order().await;
     let cursor = first["next_cursor"].as_str().unwrap();
     let second = customer.get(format!("/v1/orders?limit=2&cursor={cursor}")).await.is(200).json();
-    let seen: HashSet<_> =
+    let distinct: HashSet<_> =
         [&first, &second].iter().flat_map(|page| ids(page["data"].as_array().unwrap())).collect();
-    assert_eq!(seen.len(), 4);
+    assert_eq!(distinct.len(), 4);
     assert_eq!(second["next_cursor"], Value::Null);
 }
 
@@ -192,7 +192,7 @@ async fn a_page_has_twenty_orders_by_default() {
 }
 
 #[tokio::test]
-async fn a_foreign_order_looks_like_a_missing_one() {
+async fn a_404_is_the_same_for_foreign_and_missing_orders() {
     let service = service().await;
     let (owner, other_customer) = (service.customer().await, service.customer().await);
     let (foreign, missing) = (owner.places_an_order().await.id, Uuid::now_v7());
@@ -243,10 +243,10 @@ async fn a_read_is_audited_only_if_the_data_is_of_another_user() {
     let _read = support.get(first.path()).await.is(200);
     let _listed = support.get("/v1/orders").await.is(200);
     let accesses = service.audit_events("event_type = 'data_access'").await;
-    let of =
+    let summary =
         |access: &Value| (access["user_id"].clone(), access["resource"].clone(), access["result"].clone());
     let by_support = (json!(support.id), json!("orders"), json!("success"));
-    assert_eq!(accesses.iter().map(of).collect::<Vec<_>>(), [by_support.clone(), by_support]);
+    assert_eq!(accesses.iter().map(summary).collect::<Vec<_>>(), [by_support.clone(), by_support]);
     assert_eq!(accesses[0]["metadata"]["record_ids"], json!([first.id]));
     assert_eq!(accesses[1]["metadata"]["record_ids"], json!([second.id, first.id]));
 }
@@ -264,9 +264,9 @@ async fn the_customer_or_support_cancels_an_unpaid_order_once() {
     let order = customer.places_an_order().await;
     let cancel = support.post(format!("{}/cancel", order.path()));
     assert_eq!(cancel.await.is(200).text("status"), "cancelled");
-    let by = service.audit_events("resource = 'orders' and action = 'cancel'").await;
+    let cancellations = service.audit_events("resource = 'orders' and action = 'cancel'").await;
     assert_eq!(
-        by.iter().map(|event| &event["user_id"]).collect::<Vec<_>>(),
+        cancellations.iter().map(|event| &event["user_id"]).collect::<Vec<_>>(),
         [&json!(customer.id), &json!(support.id)]
     );
 }
@@ -291,7 +291,7 @@ async fn an_order_with_a_declined_payment_can_be_cancelled() {
 }
 
 #[tokio::test]
-async fn a_concurrent_cancel_and_payment_have_one_winner() {
+async fn a_concurrent_cancel_and_payment_cannot_both_succeed() {
     let service: Service = service().await;
     let customer = service.customer().await;
     for _ in 0..10 {

@@ -19,7 +19,7 @@ async fn a_flaky_gateway_is_retried_and_charges_once() {
     service.invariants_hold().await;
 }
 
-/// Pays with a card whose outcome stays unknown for the request. Recovery settles the payment without a webhook.
+/// Pays with a card for which the request gets no outcome. Checks that recovery settles the payment without a webhook.
 async fn pay_and_recover(card: &str) {
     let service = service().await;
     service.disable_webhooks();
@@ -49,7 +49,7 @@ async fn a_charge_with_a_late_response_is_settled_by_polling() {
 }
 
 #[tokio::test]
-async fn a_charge_behind_an_error_is_settled_by_polling() {
+async fn a_charge_reported_as_an_error_is_settled_by_polling() {
     pay_and_recover("pm_card_error_after_charge").await;
 }
 
@@ -83,7 +83,7 @@ async fn a_webhook_settles_a_payment_during_its_request() {
 }
 
 #[tokio::test]
-async fn a_webhook_settles_without_polling() {
+async fn a_webhook_settles_a_payment_without_polling() {
     let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     let order = service.customer().await.places_an_order().await;
     service.gateway().faults().set(Faults { webhooks: Webhooks::Late, ..Faults::default() });
@@ -121,7 +121,7 @@ async fn a_payment_survives_a_crash_between_charge_and_settlement() {
 #[tokio::test]
 async fn a_client_disconnect_does_not_cancel_the_charge() {
     let service = builder()
-        // Only the request's own work can settle the payment.
+        // Recovery does not run during the test, so only the request itself can settle the payment.
         .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
         .setting("GATEWAY_TIMEOUT_MS", "9000")
         .start()
@@ -199,11 +199,11 @@ async fn an_open_breaker_rejects_and_keeps_the_key_usable() {
     assert!((1..=10).contains(&seconds), "{response}");
     assert_eq!(order.payments().await, NO_PAYMENTS, "nothing is stored");
     let keys = format!("select count(*) from idempotency_keys where key = 'checkout-{}'", order.id);
-    assert_eq!(service.database().number(keys).await, 0, "nor is the key");
+    assert_eq!(service.database().number(keys).await, 0, "the key is not stored");
     assert_eq!(service.metric("circuit_breaker_state{service=\"payment_gateway\"}").await, 2);
 
     service.gateway().faults().clear();
-    let paid = eventually("the gateway is polled again", async || {
+    let paid = eventually("the breaker admits the retry", async || {
         let response = request.clone().await;
         (response.status == 201).then_some(response)
     })
@@ -272,7 +272,7 @@ async fn a_known_key_is_replayed_while_the_gateway_is_down() {
 }
 
 #[tokio::test]
-async fn an_unknown_commit_is_not_followed_by_a_charge() {
+async fn a_payment_is_not_charged_if_its_commit_is_unconfirmed() {
     let service = builder().with_database_proxy().start().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -281,7 +281,7 @@ async fn an_unknown_commit_is_not_followed_by_a_charge() {
         service.database().hold(&format!("select from orders where id = '{}' for update", order.id)).await;
     let request = order.pay("pm_card_ok");
     let attempt = request.clone().in_background();
-    eventually("the transaction waits", async || {
+    eventually("the transaction of the payment waits for the lock", async || {
         let waiting =
             "select count(*) from pg_locks where not granted and locktype in ('transactionid', 'tuple')
                        and pid in (select pid from pg_stat_activity where datname = current_database())";
@@ -291,9 +291,9 @@ async fn an_unknown_commit_is_not_followed_by_a_charge() {
     service.database_proxy().interrupt();
     let response = attempt.response().await.is_problem(503, "unavailable");
     assert!(response.header("retry-after").is_some(), "{response}");
-    let charged =
+    let sends =
         |service: &Service| service.gateway().requests().iter().filter(|sent| sent.method == "POST").count();
-    assert_eq!(charged(&service), 0, "a payment of unknown commit is not charged");
+    assert_eq!(sends(&service), 0, "a payment whose commit is unconfirmed is not charged");
 
     lock.release().await;
     let paid = eventually("the retry has the outcome", async || {

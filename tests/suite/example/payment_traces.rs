@@ -15,7 +15,7 @@ fn names(spans: &[Span]) -> Vec<&str> {
 
 #[tokio::test]
 async fn the_gateway_call_has_the_trace_and_correlation_id() {
-    // Only the trace of a trusted proxy is continued.
+    // The service continues a caller's trace only if the caller is a trusted proxy.
     let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
     // A webhook may arrive before the response, and then settles the payment in a trace of its own.
     service.disable_webhooks();
@@ -87,7 +87,7 @@ async fn a_payment_is_one_trace_across_database_and_gateway() {
     for span in children[..5].iter().chain(&settled) {
         assert_eq!((span.kind, span.status), (SpanKind::Client, SpanStatus::Unset), "{span:#?}");
         assert!(request.started <= span.started && span.started <= span.ended, "{span:#?}");
-        assert!(span.ended <= request.ended, "nothing outlives its request: {span:#?}");
+        assert!(span.ended <= request.ended, "the span ends before its request: {span:#?}");
     }
     let database = service.database().service_url();
     assert_attributes(
@@ -158,7 +158,7 @@ async fn recovery_and_webhooks_link_to_the_payments_trace() {
         })
         .await;
     assert_eq!(webhook.attributes["correlation_id"], "with-webhook");
-    assert_ne!(webhook.trace_id, began.trace_id, "a link and not a child");
+    assert_ne!(webhook.trace_id, began.trace_id, "the webhook has a trace of its own");
 
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;

@@ -16,7 +16,7 @@ pub async fn charges(service: &Service, payment: Uuid) -> usize {
     charges.iter().filter(|charge| charge.status == ChargeStatus::Succeeded).count()
 }
 
-/// Waits until the gateway has charged an order, with or without a response.
+/// Waits until the gateway has charged an order, even if it has sent no response. Returns the id of the payment.
 pub async fn wait_until_charged(service: &Service, order: &Order) -> Uuid {
     let payment = order.wait_for_payment().await;
     eventually("the gateway has charged", async || (charges(service, payment).await > 0).then_some(())).await;
@@ -43,7 +43,7 @@ async fn a_card_that_works_pays_the_order() {
 }
 
 #[tokio::test]
-async fn a_decline_is_an_outcome_with_a_reason() {
+async fn a_declined_payment_has_a_reason() {
     let service = service().await;
     let customer = service.customer().await;
     for (card, reason) in [
@@ -107,7 +107,7 @@ async fn a_cancelled_order_is_not_paid() {
 }
 
 #[tokio::test]
-async fn an_order_with_a_payment_in_progress_is_locked() {
+async fn an_order_in_payment_rejects_cancellation_and_payment() {
     let service = service().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -166,9 +166,9 @@ async fn the_audit_log_records_a_payments_start_and_settlement() {
     let paying = order.pay("pm_card_ok").header("x-correlation-id", "checkout-7");
     let payment = paying.await.is(201).id();
     let events = service.audit_events(&format!("metadata -> 'record_ids' ? '{payment}'")).await;
-    let of = |event: &Value| (event["action"].clone(), event["correlation_id"].clone());
+    let action_and_id = |event: &Value| (event["action"].clone(), event["correlation_id"].clone());
     assert_eq!(
-        events.iter().map(of).collect::<Vec<_>>(),
+        events.iter().map(action_and_id).collect::<Vec<_>>(),
         [(json!("create"), json!("checkout-7")), (json!("settle"), json!("checkout-7"))]
     );
 }
@@ -184,7 +184,7 @@ async fn a_payment_method_has_a_valid_form() {
 }
 
 #[tokio::test]
-async fn a_retry_charges_once_after_the_database_lost_it() {
+async fn a_retry_does_not_charge_again_after_its_row_is_lost() {
     let mut service = service().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -212,7 +212,7 @@ async fn a_retry_charges_once_after_the_database_lost_it() {
 }
 
 #[tokio::test]
-async fn an_expired_key_still_finds_its_payment() {
+async fn a_retry_after_its_key_has_expired_finds_the_payment() {
     let service = service().await;
     let customer = service.customer().await;
     for (card, status) in [("pm_card_ok", "succeeded"), ("pm_card_declined", "declined")] {
@@ -240,8 +240,8 @@ async fn another_key_after_a_decline_is_another_charge() {
     service.invariants_hold().await;
 }
 
-/// Starts a service that waits for a held gateway, and whose recovery does not run.
-async fn service_with_time_for_its_gateway() -> Service {
+/// Starts a service that waits while the gateway holds its responses. Recovery does not run during the test.
+async fn service_with_long_gateway_timeout() -> Service {
     builder()
         .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
         .setting("GATEWAY_TIMEOUT_MS", "9000")
@@ -251,7 +251,7 @@ async fn service_with_time_for_its_gateway() -> Service {
 
 #[tokio::test]
 async fn no_transaction_and_no_row_lock_is_open_during_a_gateway_call() {
-    let service = service_with_time_for_its_gateway().await;
+    let service = service_with_long_gateway_timeout().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
@@ -270,7 +270,7 @@ async fn no_transaction_and_no_row_lock_is_open_during_a_gateway_call() {
 
 #[tokio::test]
 async fn waiting_for_the_order_lock_does_not_shorten_the_lease() {
-    let service = service_with_time_for_its_gateway().await;
+    let service = service_with_long_gateway_timeout().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
@@ -290,7 +290,7 @@ async fn waiting_for_the_order_lock_does_not_shorten_the_lease() {
     );
     // `created_at` is the start of the statement, before the wait.
     let lease = service.database().number(lease).await;
-    assert!(lease >= 1800 + 2, "{lease} s: three times the interval, from the end of the wait on");
+    assert!(lease >= 1800 + 2, "{lease} s are less than three intervals from the end of the wait");
     service.gateway().release();
     let _paid = attempt.response().await.is(201);
     service.invariants_hold().await;
@@ -298,7 +298,7 @@ async fn waiting_for_the_order_lock_does_not_shorten_the_lease() {
 
 #[tokio::test]
 async fn attempts_are_counted_and_committed_before_each_send() {
-    let service = service_with_time_for_its_gateway().await;
+    let service = service_with_long_gateway_timeout().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_flaky").await.is(201).id();
@@ -312,7 +312,7 @@ async fn attempts_are_counted_and_committed_before_each_send() {
     let attempt = order.pay("pm_card_ok").in_background();
     let payment = wait_until_charged(&service, &order).await;
     let attempts = format!("select attempts::bigint from payments where id = '{payment}'");
-    assert_eq!(service.database().number(attempts).await, 1, "before the response");
+    assert_eq!(service.database().number(attempts).await, 1, "the attempt is committed before the response");
     service.gateway().release();
     let _paid = attempt.response().await.is(201);
 }

@@ -1,4 +1,4 @@
-//! The table of permissions: the routes of products, orders and payments.
+//! The table of permissions: the rows for the routes of products, orders and payments.
 use dev::harness::{Client, LAMP, MUG, Request, User};
 use serde_json::json;
 use uuid::Uuid;

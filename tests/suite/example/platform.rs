@@ -25,7 +25,7 @@ use crate::{
 
 const PAYMENTS: &str = "/v1/orders/{id}/payments";
 
-/// Starts a service with a receiver of alerts, whose payments need review after one second.
+/// Starts a receiver of alerts, and a service whose payments need review after one second.
 async fn service_with_pager() -> (dev::harness::Service, Pager) {
     let pager = Pager::start().await;
     let service = builder()
@@ -93,7 +93,7 @@ async fn a_contradiction_with_the_gateway_raises_an_alert() {
     let recorded = service.audit_events("action = 'discrepancy'").await;
     assert_eq!(recorded.len(), 1, "another event with the same content is no new discrepancy");
     let suppressed = service.metric("alerts_sent_total{outcome=\"suppressed\"}").await;
-    assert_eq!(suppressed, 0, "no second alert is raised, not even after the interval");
+    assert_eq!(suppressed, 0, "no second alert was raised, so none was suppressed");
 }
 
 #[tokio::test]
@@ -154,7 +154,7 @@ async fn no_money_moves_that_cannot_be_audited() {
 }
 
 #[tokio::test]
-async fn the_service_cannot_rewrite_the_audit_log() {
+async fn the_service_cannot_rewrite_orders_payments_or_refunds() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
@@ -209,10 +209,17 @@ async fn the_database_itself_enforces_the_rules_of_payments() {
          values (gen_random_uuid(), '{}', gen_random_uuid(), 2580, 'EUR', '', 'x')",
         order.id
     );
-    assert_eq!(service.database().try_as_service(&second).await, Err("23505".to_owned()), "one live payment");
+    assert_eq!(
+        service.database().try_as_service(&second).await,
+        Err("23505".to_owned()),
+        "an order has one live payment"
+    );
     let cheaper = second.replace("2580", "1");
     let rejected = service.database().try_as_service(&cheaper).await;
-    assert!(["23505", "23503"].contains(&rejected.unwrap_err().as_str()), "of the order's amount");
+    assert!(
+        ["23505", "23503"].contains(&rejected.unwrap_err().as_str()),
+        "a payment has the amount of its order"
+    );
 }
 
 #[tokio::test]
@@ -263,13 +270,14 @@ async fn every_line_of_a_request_has_its_ids_and_user() {
     let customer = service.customer().await;
     let order = customer.places_an_order().await;
     let _paid = order.pay("pm_card_error").header("x-correlation-id", "one-payment").await;
-    // Log lines of the task that continues the payment, in addition to those of the request.
+    // The task that carries out the payment logs this line. The request itself logs the access line.
     let failure = service
         .logs_that("the gateway's failure", |line| {
             line["correlation_id"] == "one-payment" && line["target"] == "app::slices::payments::gateway"
         })
         .await;
-    // The webhook that follows has the same correlation id, and is a request of its own.
+    // The webhook of this payment is another request with the same correlation id, so the route selects the access
+    // line.
     let access = service
         .logs_that("the access line", |line| {
             line["correlation_id"] == "one-payment" && line["target"] == "access" && line["route"] == PAYMENTS
@@ -349,7 +357,7 @@ async fn invalid_fields_have_pointers() {
 }
 
 #[tokio::test]
-async fn a_filter_of_orders_that_cannot_be_read_is_malformed() {
+async fn a_malformed_filter_of_orders_gets_400() {
     let service = service().await;
     let customer = service.customer().await;
     for query in [
@@ -379,7 +387,7 @@ async fn a_filter_of_orders_that_cannot_be_read_is_malformed() {
 }
 
 #[tokio::test]
-async fn an_invalid_id_is_no_order_payment_or_product() {
+async fn an_invalid_id_in_any_path_gets_404() {
     let service = service().await;
     let (customer, admin) = (service.customer().await, service.admin().await);
     for id in ["7", "me", "00000000-0000-0000-0000-00000000000g", "%00", "..%2f..%2fetc"] {
@@ -421,7 +429,7 @@ async fn a_payment_in_flight_is_finished_before_the_service_ends() {
 }
 
 #[tokio::test]
-async fn a_payment_past_the_deadline_is_cancelled_and_named() {
+async fn a_payment_past_the_deadline_is_cancelled_and_logged() {
     let service = builder()
         .setting("SHUTDOWN_DEADLINE_SECONDS", "3")
         .setting("GATEWAY_TIMEOUT_MS", "9000")
@@ -565,7 +573,7 @@ async fn the_gateway_call_needs_a_trusted_certificate_and_no_proxy() {
     let tls = TlsProxy::to(&service.gateway().url(), Preamble::Nothing).await;
     let replica = [("GATEWAY_URL", &*tls.url()), ("SSL_CERT_FILE", tls.authority())];
     let replica = service.replica_with(&replica).await;
-    // On a busy machine, a handshake may take longer than the gateway's timeout.
+    // On a busy machine, a handshake may take longer than the gateway timeout, so the test expects no status.
     let _paid = replica.customer().await.places_an_order().await.pay("pm_card_ok").await;
     eventually("the gateway is called", async || (tls.handshakes() > 0).then_some(())).await;
     assert!(replica.terminate().await.success());

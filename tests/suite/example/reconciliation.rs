@@ -1,4 +1,5 @@
-//! Reconciliation with the gateway: the gateway's listing reveals charges and refunds that the database lacks.
+//! Reconciliation with the gateway: comparing the gateway's listing with the database reveals missing and contradictory
+//! charges and refunds.
 use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
@@ -13,7 +14,7 @@ use uuid::Uuid;
 
 use crate::{builder, operations::alerts::Pager};
 
-/// Returns the builder of a service that compares the newest minutes every second.
+/// Returns the builder of a service that compares the records of the newest minutes every second.
 fn reconciling() -> Builder {
     builder().setting("PAYMENT_RECONCILIATION_INTERVAL_SECONDS", "1")
 }
@@ -39,7 +40,7 @@ fn charge_of(reference: Uuid, id: &str) -> Charge {
     }
 }
 
-/// Returns the recorded discrepancies: kind, record and gateway's report, oldest first.
+/// Returns the kind, the record and the gateway's report of each recorded discrepancy, oldest first.
 async fn discrepancies(service: &Service) -> Vec<(String, Option<Uuid>, String)> {
     let rows = service
         .database()
@@ -101,7 +102,7 @@ async fn compare_window(service: &Service) {
     .await;
 }
 
-/// Waits for the first run over the window, which every service begins with.
+/// Waits for the first run over the window, which every service begins after its start.
 async fn wait_for_first_window(service: &Service) {
     within(Duration::from_mins(1), "the first window is compared", async || {
         (completed(service, "window").await > 0).then_some(())
@@ -142,7 +143,7 @@ async fn a_charge_whose_payment_was_lost_in_a_restore_is_found() {
 }
 
 #[tokio::test]
-async fn a_refund_of_the_gateway_without_a_refund_is_found() {
+async fn a_gateway_refund_without_a_refund_row_is_found() {
     let service = start_reconciling().await;
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
     let charge = service.charges_for(payment).await.remove(0);
@@ -202,10 +203,11 @@ fn eleven_minutes_older(id: Uuid) -> Uuid {
     Uuid::from_u128(id.as_u128() - ((11 * 60 * 1000) << 80))
 }
 
-/// Gives a payment and its refund the ids of older records. Returns the new ids.
+/// Replaces the ids of a payment and of its refund by ids that are eleven minutes older. Records of the last ten
+/// minutes are not reported as missing at the gateway. Returns the new ids.
 async fn backdate_records(service: &Service, payment: Uuid, refund: Uuid) -> (Uuid, Uuid) {
     let (aged, aged_refund) = (eleven_minutes_older(payment), eleven_minutes_older(refund));
-    // Foreign keys are not checked, because the statements change the rows one after the other.
+    // The role `replica` disables foreign keys, which the statements violate until the last row is changed.
     let statements = format!(
         "set session_replication_role = replica;
          update orders set live_payment_id = '{aged}' where live_payment_id = '{payment}';
@@ -243,7 +245,7 @@ async fn a_payment_or_refund_that_the_gateway_does_not_have_is_found() {
 }
 
 #[tokio::test]
-async fn a_listing_without_a_charge_is_no_proof() {
+async fn a_charge_missing_in_the_listing_is_no_discrepancy() {
     let service = start_reconciling().await;
     wait_for_first_window(&service).await;
     service.gateway().faults().set(Faults { list_omit_rate: 1.0, ..no_webhooks() });
@@ -258,7 +260,7 @@ async fn a_listing_without_a_charge_is_no_proof() {
 }
 
 #[tokio::test]
-async fn an_unreliable_listing_hides_nothing_and_invents_nothing() {
+async fn an_unreliable_listing_gives_no_missed_or_false_discrepancy() {
     let service = start_reconciling().await;
     service.gateway().faults().set(Faults {
         list_omit_rate: 0.3,
@@ -291,7 +293,7 @@ async fn an_unreliable_listing_hides_nothing_and_invents_nothing() {
 }
 
 #[tokio::test]
-async fn the_window_finds_what_is_older_than_the_newest_minutes() {
+async fn the_window_finds_records_older_than_the_newest_minutes() {
     let service = start_reconciling().await;
     wait_for_first_window(&service).await;
     let orphan = Uuid::now_v7();
@@ -316,15 +318,15 @@ async fn an_unreadable_record_is_found_and_hides_no_other() {
 }
 
 #[tokio::test]
-async fn a_payment_and_a_refund_without_an_outcome_are_settled() {
+async fn reconciliation_settles_payments_and_refunds_in_progress() {
     let service = reconciling().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_timeout").await.is(202).id();
-    let sent = |table: &str, id: Uuid| {
+    let backdate_first_send = |table: &str, id: Uuid| {
         format!("update {table} set first_sent_at = now() - interval '1 minute' where id = '{id}'")
     };
-    service.database().execute(sent("payments", payment)).await;
+    service.database().execute(backdate_first_send("payments", payment)).await;
     order.becomes("paid").await;
     assert_eq!(service.count_requests_for(payment).await, 1);
 
@@ -332,23 +334,23 @@ async fn a_payment_and_a_refund_without_an_outcome_are_settled() {
     service.gateway().faults().set(Faults { cut_rate: 1.0, ..no_webhooks() });
     let refund = support.refund(payment, Some(500)).await.is(202).id();
     service.gateway().faults().set(no_webhooks());
-    service.database().execute(sent("refunds", refund)).await;
+    service.database().execute(backdate_first_send("refunds", refund)).await;
     order.becomes("partially_refunded").await;
     assert_nothing_recorded(&service).await;
     service.invariants_hold().await;
 }
 
 #[tokio::test]
-async fn two_charges_settle_no_payment_without_an_outcome() {
+async fn reconciliation_settles_no_payment_with_two_charges() {
     let service = reconciling().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_timeout").await.is(202).id();
     let charge = service.charges_for(payment).await.remove(0);
     service.gateway().record(Charge { id: "ch_second".to_owned(), ..charge }).unwrap();
-    let sent =
+    let backdate_first_send =
         format!("update payments set first_sent_at = now() - interval '1 minute' where id = '{payment}'");
-    service.database().execute(sent).await;
+    service.database().execute(backdate_first_send).await;
     wait_until_recorded_once(&service, &[("several charges", payment)]).await;
     assert_eq!(order.status().await, "pending_payment");
 }
@@ -372,7 +374,7 @@ async fn one_replica_reads_the_listing_and_another_takes_over() {
     .await;
     let times = listings(&one).split_off(before);
     let seconds = (times[9] - times[0]).num_seconds();
-    assert!(seconds >= 7, "ten runs within {seconds} s, one is due every second");
+    assert!(seconds >= 7, "ten runs began within {seconds} s, although one is due every second");
 
     one.kill_9().await;
     let orphan = Uuid::now_v7();

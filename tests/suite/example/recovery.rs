@@ -17,7 +17,8 @@ fn no_webhooks() -> Faults {
     Faults { webhooks: Webhooks::Never, ..Faults::default() }
 }
 
-/// Returns an order with a payment that did not reach the gateway. The gateway still fails.
+/// Pays a new order while the gateway is down, so the gateway has not charged it. The gateway stays down. Returns the
+/// order and the id of the payment.
 async fn pay_during_outage(service: &Service, card: &str) -> (Order, Uuid) {
     service.gateway().faults().set(outage());
     let order = service.customer().await.places_an_order().await;
@@ -25,7 +26,7 @@ async fn pay_during_outage(service: &Service, card: &str) -> (Order, Uuid) {
     (order, payment)
 }
 
-/// Backdates the first send, and makes the record due.
+/// Backdates the first send of a payment or refund, and ends its lease, so that recovery processes it.
 async fn backdate_first_send(service: &Service, table: &str, id: Uuid, ago: &str) {
     let backdate = format!(
         "update {table} set first_sent_at = now() - interval '{ago}', lease_expires_at = now() where id = '{id}'"
@@ -33,7 +34,7 @@ async fn backdate_first_send(service: &Service, table: &str, id: Uuid, ago: &str
     service.database().execute(backdate).await;
 }
 
-/// Returns the number of polls of a payment or refund.
+/// Returns how often the gateway was polled for a payment or refund.
 async fn polls_of(service: &Service, id: Uuid) -> usize {
     let query = format!("reference={}", service.gateway_key(id).await);
     service.gateway().requests().iter().filter(|request| request.path.ends_with(&query)).count()
@@ -41,7 +42,8 @@ async fn polls_of(service: &Service, id: Uuid) -> usize {
 
 async fn wait_for_another_poll(service: &Service, id: Uuid) {
     let before = polls_of(service, id).await;
-    // The first poll may have been in flight already. The second sees everything that the test has prepared.
+    // The first poll may already be in flight. The second poll is sent later, so its response has everything that the
+    // test has prepared.
     eventually("the gateway is polled again", async || {
         (polls_of(service, id).await > before + 1).then_some(())
     })
@@ -64,13 +66,13 @@ async fn a_charge_is_resent_with_identical_bytes_and_key() {
     let order = service.customer().await.places_an_order().await;
     let accepted = order.pay("pm_card_ok").header("x-correlation-id", "the-first-request").await.is(202);
     let key = service.gateway_key(accepted.id()).await.to_string();
-    let by_the_request = service.gateway().calls_for(&key);
+    let sends_by_request = service.gateway().calls_for(&key);
     service.gateway().faults().set(no_webhooks());
     order.becomes("paid").await;
 
     let sent = service.gateway().requests();
     let sent: Vec<_> = sent.iter().filter(|request| request.idempotency_key.as_ref() == Some(&key)).collect();
-    assert!(by_the_request >= 1 && sent.len() > by_the_request, "recovery has resent it");
+    assert!(sends_by_request >= 1 && sent.len() > sends_by_request, "recovery has resent the charge");
     for request in &sent {
         assert_eq!((&request.path, &request.body), (&sent[0].path, &sent[0].body));
         assert_eq!(request.correlation_id.as_deref(), Some("the-first-request"));
@@ -101,7 +103,7 @@ async fn a_known_charge_is_not_resent() {
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay("pm_card_timeout").await.is(202).id();
-    // From now on, the same key would charge a second time.
+    // From now on, a resend with the same key would create a second charge.
     service.gateway().expire_keys();
     order.becomes("paid").await;
     assert_eq!(service.charges_for(payment).await.len(), 1);
@@ -123,7 +125,7 @@ async fn recovery_skips_payments_that_a_request_processes() {
 }
 
 #[tokio::test]
-async fn an_unknown_charge_fails_only_after_25_hours() {
+async fn a_payment_without_a_charge_fails_only_after_25_hours() {
     let service = service().await;
     let (order, id) = pay_during_outage(&service, "pm_card_ok").await;
     backdate_first_send(&service, "payments", id, "24 hours").await;
@@ -134,7 +136,11 @@ async fn an_unknown_charge_fails_only_after_25_hours() {
         (polls_of(&service, id).await > 3).then_some(())
     })
     .await;
-    assert_eq!(payment(&service, id).await["status"], "processing", "an empty response proves nothing yet");
+    assert_eq!(
+        payment(&service, id).await["status"],
+        "processing",
+        "an empty response fails no payment before 25 hours"
+    );
     assert_eq!(service.count_requests_for(id).await, sent, "a key that may have expired is not used again");
 
     eventually("the payment has failed", async || {
@@ -174,7 +180,7 @@ async fn an_empty_response_never_fails_a_refund() {
 }
 
 #[tokio::test]
-async fn a_rejection_after_an_unanswered_attempt_proves_nothing() {
+async fn recovery_does_not_fail_a_payment_on_a_rejection() {
     let service = service().await;
     let (order, id) = pay_during_outage(&service, "pm_card_from_another_gateway").await;
     let sent = service.count_requests_for(id).await;
@@ -242,7 +248,7 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
     // A second charge of the same payment is a new discrepancy.
     let second = Charge { id: "ch_second".to_owned(), ..wrong };
     service.gateway().record(second).unwrap();
-    let events = eventually("the second is reported", async || {
+    let events = eventually("the second charge is reported", async || {
         let events = discrepancies(&service, id).await;
         (events.len() > 1).then_some(events)
     })
@@ -289,7 +295,7 @@ async fn a_webhook_settles_a_payment_that_needs_review() {
     service.gateway().record(charge.clone()).unwrap();
     let event = Event::of_charge(&charge).unwrap();
     assert_eq!(service.gateway().deliver_webhook(&event).await.unwrap(), 204);
-    assert_eq!(order.status().await, "paid", "although the gateway sends no response");
+    assert_eq!(order.status().await, "paid", "the webhook settles the payment during the outage");
     assert!(payment(&service, id).await["parked_at"].is_null());
     service.invariants_hold().await;
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{builder, service};
 
-/// Returns a paid order of 25.80 EUR, its payment, and a support user.
+/// Returns a paid order of 25.80 EUR, the id of its payment, and a support user.
 async fn a_paid_order(service: &Service) -> (Order, Uuid, User) {
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
@@ -84,14 +84,14 @@ async fn twenty_refunds_at_once_never_exceed_the_payment() {
     let service = service().await;
     let (_, id, support) = a_paid_order(&service).await;
     let refunds: Vec<_> = (0..20).map(|_| support.refund(id, Some(500)).in_background()).collect();
-    let mut made = 0;
+    let mut accepted = 0;
     for refund in refunds {
         match refund.response().await {
-            response if response.status == 201 => made += 1,
+            response if response.status == 201 => accepted += 1,
             response => drop(response.is_problem(409, "conflict")),
         }
     }
-    assert_eq!(made, 5, "as many as fit into 2580");
+    assert_eq!(accepted, 5, "five refunds of 500 fit into the payment of 2580");
     assert_eq!(payment(&support, id).await, ("partially_refunded".to_owned(), 2500));
     assert_eq!(refunded_total(&service), 2500);
     service.invariants_hold().await;
@@ -130,13 +130,13 @@ async fn only_charged_payments_can_be_refunded() {
 }
 
 #[tokio::test]
-async fn a_rejected_refund_releases_its_amount() {
+async fn a_failed_refund_releases_its_amount() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
-    // 20.00 EUR is refunded at the gateway without the service.
+    // 20.00 EUR are refunded directly at the gateway, and the database does not record this refund.
     let charge = service.charges_for(id).await.remove(0).id;
     let gateway_url = service.gateway().url().join(&format!("/v1/charges/{charge}/refunds")).unwrap();
-    let done = dev::http::client(dev::harness::WAIT_TIMEOUT)
+    let response = dev::http::client(dev::harness::WAIT_TIMEOUT)
         .unwrap()
         .post(gateway_url)
         .bearer_auth(GATEWAY_API_KEY)
@@ -145,19 +145,20 @@ async fn a_rejected_refund_releases_its_amount() {
         .send()
         .await
         .unwrap();
-    assert_eq!(done.status(), 201);
+    assert_eq!(response.status(), 201);
 
     let failed = support.refund(id, Some(1000)).await.is(201);
     assert_eq!(failed.text("status"), "failed");
     assert_eq!(payment(&support, id).await, ("succeeded".to_owned(), 0));
     assert_eq!(order.status().await, "paid");
+    // The gateway has 5.80 EUR left. The failed refund reserves nothing of it.
     let rest = support.refund(id, Some(580)).await.is(201);
     assert_eq!(rest.text("status"), "succeeded");
     assert_eq!(payment(&support, id).await, ("partially_refunded".to_owned(), 580));
 }
 
 #[tokio::test]
-async fn an_unknown_refund_is_settled_by_polling_and_made_once() {
+async fn polling_settles_a_refund_of_unknown_outcome_once() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
     service.gateway().faults().set(Faults {
@@ -249,18 +250,22 @@ async fn a_refund_has_a_reason_of_at_most_500_characters() {
 #[tokio::test]
 async fn the_audit_log_records_a_refund_and_its_user() {
     let service = service().await;
-    // The audit event names the component that settled the refund, and the webhook may arrive before the response.
+    // Without webhooks the request itself settles the refund, so both events name the support user.
     service.disable_webhooks();
     let (_, id, support) = a_paid_order(&service).await;
     let refund = support.refund(id, Some(100)).await.is(201).id();
     let events = service.audit_events(&format!("metadata -> 'record_ids' ? '{refund}'")).await;
-    let of = |event: &Value| (event["action"].clone(), event["user_id"].clone(), event["role"].clone());
+    let action_and_user =
+        |event: &Value| (event["action"].clone(), event["user_id"].clone(), event["role"].clone());
     let by_support = |action: &str| (json!(action), json!(support.id), json!("support"));
-    assert_eq!(events.iter().map(of).collect::<Vec<_>>(), [by_support("create"), by_support("settle")]);
+    assert_eq!(
+        events.iter().map(action_and_user).collect::<Vec<_>>(),
+        [by_support("create"), by_support("settle")]
+    );
 }
 
 #[tokio::test]
-async fn a_retry_refunds_once_after_the_database_lost_it() {
+async fn a_retry_does_not_refund_again_after_its_row_is_lost() {
     let mut service = service().await;
     service.disable_webhooks();
     let (order, id, support) = a_paid_order(&service).await;
@@ -283,7 +288,7 @@ async fn a_retry_refunds_once_after_the_database_lost_it() {
 }
 
 #[tokio::test]
-async fn an_expired_key_still_finds_its_refund() {
+async fn a_retry_after_its_key_has_expired_finds_the_refund() {
     let service = service().await;
     let (_, id, support) = a_paid_order(&service).await;
     for amount in [Some(1000), None] {
@@ -299,7 +304,7 @@ async fn an_expired_key_still_finds_its_refund() {
 }
 
 #[tokio::test]
-async fn the_database_reserves_no_more_than_was_paid() {
+async fn constraints_keep_reserved_amounts_within_the_payment() {
     let service = service().await;
     let (_, id, support) = a_paid_order(&service).await;
     let _part = support.refund(id, Some(1000)).await.is(201);
@@ -314,7 +319,7 @@ async fn the_database_reserves_no_more_than_was_paid() {
 }
 
 #[tokio::test]
-async fn an_omitted_amount_is_resolved_once_and_resent_as_it_was() {
+async fn a_resent_refund_keeps_the_amount_of_its_first_send() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
     let _part = support.refund(id, Some(500)).await.is(201);
@@ -325,13 +330,13 @@ async fn an_omitted_amount_is_resolved_once_and_resent_as_it_was() {
     });
     let rest = support.refund(id, None).await.is(202);
     let key = service.gateway_key(rest.id()).await.to_string();
-    let sends_of_request = service.count_requests_for(rest.id()).await;
+    let sends_by_request = service.count_requests_for(rest.id()).await;
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
     order.becomes("refunded").await;
 
     let sent = service.gateway().requests();
     let sent: Vec<_> = sent.iter().filter(|request| request.idempotency_key.as_ref() == Some(&key)).collect();
-    assert!(sent.len() > sends_of_request);
+    assert!(sent.len() > sends_by_request, "recovery has resent the refund");
     for request in sent {
         let body: Value = serde_json::from_str(&request.body).unwrap();
         assert_eq!(body, json!({ "amount": 2080, "reference": key }));
@@ -348,30 +353,30 @@ async fn a_second_gateway_refund_is_a_discrepancy() {
     let made = service.gateway().ledger().refunds.remove(0);
     let event_of = |refund: &dev::example::gateway::Refund| Event::of_refund(refund).unwrap();
     assert_eq!(service.gateway().deliver_webhook(&event_of(&made)).await.unwrap(), 204);
-    let recorded = format!("action = 'discrepancy' and metadata -> 'record_ids' ? '{refund}'");
+    let discrepancies = format!("action = 'discrepancy' and metadata -> 'record_ids' ? '{refund}'");
     assert_eq!(
-        service.audit_events(&recorded).await.len(),
+        service.audit_events(&discrepancies).await.len(),
         0,
-        "the event reports the refund that is recorded"
+        "an event of the same gateway refund is no discrepancy"
     );
 
     let second = dev::example::gateway::Refund { id: "re_second".to_owned(), ..made };
     assert_eq!(service.gateway().deliver_webhook(&event_of(&second)).await.unwrap(), 204);
-    let recorded = service.audit_events(&recorded).await;
-    assert_eq!(recorded.len(), 1);
-    assert_eq!(recorded[0]["metadata"]["what"], "second refund");
+    let events = service.audit_events(&discrepancies).await;
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0]["metadata"]["what"], "second refund");
     service.invariants_hold().await;
 }
 
 #[tokio::test]
-async fn a_refund_of_unknown_commit_is_not_sent() {
+async fn a_refund_is_not_sent_if_its_commit_is_unconfirmed() {
     let service = builder().with_database_proxy().start().await;
     service.disable_webhooks();
     let (_, id, support) = a_paid_order(&service).await;
     let lock = service.database().hold(&format!("select from payments where id = '{id}' for update")).await;
     let request = support.refund(id, Some(1000));
     let attempt = request.clone().in_background();
-    eventually("the transaction waits", async || {
+    eventually("the transaction of the refund waits for the lock", async || {
         let waiting =
             "select count(*) from pg_locks where not granted and locktype in ('transactionid', 'tuple')
                        and pid in (select pid from pg_stat_activity where datname = current_database())";
@@ -381,7 +386,11 @@ async fn a_refund_of_unknown_commit_is_not_sent() {
     service.database_proxy().interrupt();
     let response = attempt.response().await.is_problem(503, "unavailable");
     assert!(response.header("retry-after").is_some(), "{response}");
-    assert_eq!(service.gateway().ledger().refunds.len(), 0, "a refund of unknown commit is not sent");
+    assert_eq!(
+        service.gateway().ledger().refunds.len(),
+        0,
+        "a refund whose commit is unconfirmed is not sent"
+    );
 
     lock.release().await;
     let refunded = request.send_until_final().await.is(201);
@@ -391,7 +400,7 @@ async fn a_refund_of_unknown_commit_is_not_sent() {
 }
 
 #[tokio::test]
-async fn a_rejected_refund_keeps_its_amount_until_an_operator_ends_it() {
+async fn an_http_rejection_keeps_the_amount_until_an_operator_ends_it() {
     let service = service().await;
     service.disable_webhooks();
     let (_, id, support) = a_paid_order(&service).await;
@@ -403,7 +412,11 @@ async fn a_rejected_refund_keeps_its_amount_until_an_operator_ends_it() {
     });
     let refund = support.refund(id, Some(2000)).await.is(202).id();
     let reserved = format!("select refund_reserved_amount from payments where id = '{id}'");
-    assert_eq!(service.database().number(&reserved).await, 2000, "a rejection proves nothing");
+    assert_eq!(
+        service.database().number(&reserved).await,
+        2000,
+        "a rejection does not prove that no money was refunded"
+    );
     let parked = format!("select count(*) from refunds where id = '{refund}' and parked_at is not null");
     eventually("the refund needs review", async || {
         (service.database().number(&parked).await == 1).then_some(())
@@ -416,7 +429,7 @@ async fn a_rejected_refund_keeps_its_amount_until_an_operator_ends_it() {
     assert_eq!(service.database().number(&reserved).await, 0);
     let ended = service.audit_events("resource = 'refunds' and action = 'settle'").await;
     assert_eq!(ended[0]["metadata"]["decided_by_operator"], "the gateway has no such refund, ticket 7");
-    assert_eq!(service.command(&end, &[]).await.code(), Some(1), "the refund is settled already");
+    assert_eq!(service.command(&end, &[]).await.code(), Some(1), "a settled refund cannot be ended again");
 
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
     let _all = support.refund(id, None).await.is(201);

@@ -1,4 +1,4 @@
-//! Payments with several replicas of one service. Each replica takes over the work of others.
+//! Payments with several replicas of one service. A replica takes over the work of a crashed one.
 use std::time::Duration;
 
 use dev::{
@@ -94,10 +94,10 @@ async fn no_payment_is_lost_or_duplicated_under_combined_faults() {
         .collect();
 
     for killed in 0..3 {
-        let begun = 5 * (killed + 1);
+        let minimum = 5 * (killed + 1);
         let payments = "select count(*) from payments";
-        eventually("some payments have begun", async || {
-            (services[0].database().number(payments).await >= begun).then_some(())
+        eventually("the next five payments have begun", async || {
+            (services[0].database().number(payments).await >= minimum).then_some(())
         })
         .await;
         let killed = usize::try_from(killed).unwrap();
@@ -121,7 +121,7 @@ async fn no_payment_is_lost_or_duplicated_under_combined_faults() {
 }
 
 #[tokio::test]
-async fn one_of_several_replicas_recovers_an_unknown_payment() {
+async fn several_replicas_poll_once_for_each_payment() {
     let one = service().await;
     let _others = (one.replica().await, one.replica().await);
     one.disable_webhooks();

@@ -18,7 +18,7 @@ const ROUND_TRIPS: [(&str, u16, usize); 7] = [
 ];
 
 #[tokio::test]
-async fn orders_and_payments_make_no_more_round_trips_than_they_need() {
+async fn order_routes_make_the_documented_number_of_round_trips() {
     let service = counted_service().await;
     service.disable_webhooks();
     let customer = service.customer().await;

@@ -18,8 +18,9 @@ const WEBHOOK_SECRET: &str = "U0VDUkVUNiBmb3IgdGVzdHMgb25seSwgbmV2ZXI=";
 const COOKIE: &str = "a-cookie-SECRET7";
 const BAGGAGE: &str = "baggage-of-a-stranger-SECRET8";
 
-/// Uses the common routes with secrets in valid and invalid requests. Returns the rejections, and the callers' tokens.
-async fn use_common_routes(service: &Service) -> (Vec<HttpResponse>, Vec<String>) {
+/// Uses all routes with secrets in valid and invalid requests. Returns the responses that must contain no secret, and
+/// the tokens of the callers.
+async fn use_all_routes(service: &Service) -> (Vec<HttpResponse>, Vec<String>) {
     let mut rejections = Vec::new();
     let anonymous =
         service.anonymous().with_header("cookie", COOKIE).with_header("baggage", &format!("x={BAGGAGE}"));
@@ -87,7 +88,7 @@ async fn use_common_routes(service: &Service) -> (Vec<HttpResponse>, Vec<String>
     let request = reqwest::Client::new().get(url).header("authorization", format!("Bearer {OPS_TOKEN}"));
     let _read = request.send().await.unwrap();
 
-    // The log of an unexpected failure.
+    // These requests fail unexpectedly, and the service logs the cause.
     service.database().execute("alter table users rename to gone").await;
     rejections.push(anonymous.post("/v1/sessions").json(&credentials(NEW_PASSWORD)).await.is(500));
     rejections.push(anonymous.post("/v1/users").json(&registration).await.is(500));
@@ -154,7 +155,7 @@ async fn no_secret_is_in_logs_spans_metrics_audit_log_or_errors() {
         .start()
         .await;
     let _document = service.anonymous().get("/openapi.json").await.is(200);
-    let (rejections, tokens) = use_common_routes(&service).await;
+    let (rejections, tokens) = use_all_routes(&service).await;
     let events = service.audit_events("true").await;
     let (_, health) = service.ops("/health").await;
     let metrics = service.metrics().await;
@@ -171,7 +172,7 @@ async fn no_secret_is_in_logs_spans_metrics_audit_log_or_errors() {
         ("a page of operations", vec![health, problem]),
     ];
     let first = service.logs().into_iter().find(|line| line["message"] == "the service is up");
-    assert!(first.is_some(), "the logs include the first line");
+    assert!(first.is_some(), "the logs include the line of the start");
     let database_password = service.database().service_url().password().unwrap().to_owned();
     let mut secrets =
         vec!["SECRET", CARD, WEBHOOK_SECRET, GATEWAY_API_KEY, STAFF_PASSWORD, &database_password];

@@ -119,7 +119,7 @@ async fn the_tour_shows_what_a_run_prints() {
     compare(&outputs);
 }
 
-/// Compares the document with the run, or writes the run's outputs into it.
+/// Compares the document with the run, or writes the run's outputs into the document if `UPDATE_TOUR` is set.
 fn compare(outputs: &Outputs) {
     let path = repository().join("docs/tour.md");
     let document = fs::read_to_string(&path).unwrap();

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{builder, operations::alerts::Pager, service};
 
-/// Returns the request that delivers an event at a time.
+/// Returns the request that delivers an event, with this time as its timestamp.
 fn delivery(service: &Service, event: &Event, at: DateTime<Utc>) -> Request {
     let signature = service.gateway().sign(&event.body, &event.id, at).unwrap();
     service
@@ -38,7 +38,7 @@ fn charge_of(reference: Uuid) -> Charge {
     }
 }
 
-/// Returns an order whose payment is charged, without a response or a webhook of the gateway.
+/// Returns an order whose payment is charged, and the charge. The gateway has sent neither a response nor a webhook.
 async fn order_without_outcome(service: &Service) -> (Order, Charge) {
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -170,7 +170,7 @@ async fn a_duplicate_event_is_applied_once() {
     for delivery in deliveries {
         let _received = delivery.response().await.is(204);
     }
-    // A second event of the same charge is no new discrepancy.
+    // A second event about the same charge is no discrepancy.
     let _received = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
 
     assert_eq!(order.status().await, "paid");
@@ -183,7 +183,7 @@ async fn a_duplicate_event_is_applied_once() {
 }
 
 #[tokio::test]
-async fn an_events_id_is_used_up_by_its_first_body() {
+async fn a_second_event_with_the_same_id_is_ignored() {
     let service = service_without_polling().await;
     let (order, charge) = order_without_outcome(&service).await;
     let first = Event::new("something.else", &json!({})).unwrap();
@@ -354,7 +354,7 @@ async fn an_event_that_failed_is_applied_when_it_is_resent() {
     assert_eq!(
         service.database().number(&claimed).await,
         0,
-        "the id is claimed with the effect, or not at all"
+        "the id of an event is stored only together with its effect"
     );
     assert_eq!(order.status().await, "pending_payment");
 

@@ -63,7 +63,7 @@ async fn no_response_names_the_software() {
 }
 
 #[tokio::test]
-async fn pages_of_a_configured_origin_may_call_and_all_others_may_not() {
+async fn only_configured_origins_are_allowed_by_cors() {
     let service = builder().setting("CORS_ALLOWED_ORIGINS", "https://shop.example").start().await;
     let preflight = |origin: &str| {
         let request = service.anonymous().request(Method::OPTIONS, PATH).header("origin", origin);
@@ -84,7 +84,7 @@ async fn pages_of_a_configured_origin_may_call_and_all_others_may_not() {
 }
 
 #[tokio::test]
-async fn head_works_where_get_does() {
+async fn head_responds_like_get_without_a_body() {
     let service = service().await;
     let customer = service.customer().await;
     let id = customer.creates().await.is(201).id();

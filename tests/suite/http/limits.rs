@@ -1,4 +1,5 @@
-//! Limits of requests: time, connections, and rates. Rejections have a `Retry-After`.
+//! Limits: the duration of requests, the number of connections, and the rate of requests. A 429 and a 503 have a
+//! `Retry-After`.
 use std::time::Duration;
 
 use dev::harness::{HttpResponse, Request, Service, TABLE, WAIT_TIMEOUT, eventually};
@@ -13,7 +14,7 @@ use super::problems::exposes_no_internals;
 use crate::{builder, service};
 
 #[tokio::test]
-async fn a_database_that_is_too_slow_is_an_outage_that_passes() {
+async fn a_slow_database_gives_503_until_it_is_fast_again() {
     let service = builder().setting("DATABASE_STATEMENT_TIMEOUT_MS", "1000").start().await;
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
@@ -30,7 +31,7 @@ async fn a_database_that_is_too_slow_is_an_outage_that_passes() {
 }
 
 #[tokio::test]
-async fn a_pool_without_a_free_connection_is_an_outage_that_passes() {
+async fn a_pool_without_a_free_connection_gives_503_for_a_while() {
     let service = builder()
         .setting("DATABASE_MAX_CONNECTIONS", "1")
         .setting("DATABASE_ACQUIRE_TIMEOUT_MS", "1000")
@@ -108,7 +109,7 @@ async fn a_429_has_a_retry_after() {
         let service = builder().setting(setting, "1").start().await;
         let customer = service.customer().await;
         let (accepted, rejected) = send_until_rejected(customer.get("/v1/me")).await;
-        assert!(accepted >= 7, "{setting}: a burst of ten is allowed, not of {accepted}");
+        assert!(accepted >= 7, "{setting}: only {accepted} requests of a burst of ten were accepted");
         let rejected = rejected.is_problem(429, "too-many-requests");
         assert_eq!(rejected.header("retry-after"), Some("1"));
         let policy = if limits_address { "address" } else { "caller" };
@@ -125,7 +126,7 @@ async fn a_429_has_a_retry_after() {
 }
 
 #[tokio::test]
-async fn headers_report_the_rest_of_each_limit() {
+async fn headers_report_the_remaining_requests_of_each_limit() {
     let service = builder()
         .setting("RATE_LIMIT_CALLER_PER_SECOND", "5")
         .setting("RATE_LIMIT_ADDRESS_PER_SECOND", "20")
@@ -154,7 +155,7 @@ async fn a_client_cannot_evade_the_limit_by_a_forged_header() {
         let value = if header == "forwarded" { format!("for=192.0.2.{n}") } else { format!("192.0.2.{n}") };
         rejected |= from(&direct, header, &value).await.status == 429;
     }
-    assert!(rejected, "without a trusted proxy, the peer is the client");
+    assert!(rejected, "without a trusted proxy, the limit applies to the address of the peer");
 
     let proxied = builder()
         .setting("RATE_LIMIT_ADDRESS_PER_SECOND", "1")
@@ -313,7 +314,7 @@ async fn a_request_without_one_valid_host_is_rejected() {
 async fn a_client_that_does_not_read_is_disconnected() {
     let service = builder().setting("WRITE_TIMEOUT_MS", "1000").start().await;
     let mut connection = RawConnection::to(&service).await;
-    // The responses to these requests exceed the kernel's buffers for the connection.
+    // The responses to these requests exceed the kernel's buffers for the connection, so the service cannot write them.
     let request = "GET /openapi.json HTTP/1.1\r\nhost: shop\r\n\r\n";
     let writing = async { while connection.0.write_all(request.repeat(100).as_bytes()).await.is_ok() {} };
     let closed = tokio::time::timeout(WAIT_TIMEOUT, writing).await;
@@ -408,7 +409,7 @@ async fn a_connection_over_the_limit_waits_and_probes_do_not() {
     let mut third = RawConnection::to(&service).await;
     third.write(request).await;
     assert!(tokio::time::timeout(Duration::from_millis(500), third.0.readable()).await.is_err());
-    assert_eq!(service.ops("/readyz").await.0, 200, "operations has its own connections");
+    assert_eq!(service.ops("/readyz").await.0, 200, "the operations listener has a limit of its own");
     drop(open);
     third.wait_for_response().await;
 }

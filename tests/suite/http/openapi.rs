@@ -48,10 +48,10 @@ fn matches_template(template: &str, path: &str) -> bool {
         && template.zip(path).all(|(expected, found)| expected.starts_with('{') || expected == found)
 }
 
-/// Panics if the document does not describe a response: its status, its media type, or its schema.
+/// Panics if the document does not describe a response: its status, its headers, its media type, or its schema.
 pub fn agrees_with_the_document(exchange: &Exchange<'_>) {
     let Exchange { method, path, response } = exchange;
-    // Requests that the document does not contain get a problem too.
+    // A request to a route that the document does not contain may get a problem, which has its schema in the document.
     let Some(operation) = operation(method.as_str(), path) else {
         if response.header("content-type") == Some("application/problem+json") {
             assert_matches_schema("#/components/schemas/Problem", response);
@@ -77,7 +77,8 @@ pub fn agrees_with_the_document(exchange: &Exchange<'_>) {
     }
 }
 
-/// Headers of the protocol, which OpenAPI does not describe, and those of CORS, which only browsers use.
+/// Headers of HTTP that the document does not describe. The headers of CORS, which only browsers use, are not described
+/// either.
 const UNDOCUMENTED: [&str; 6] =
     ["connection", "content-length", "content-type", "date", "transfer-encoding", "vary"];
 
@@ -184,7 +185,7 @@ async fn the_documentation_page_loads_nothing_from_elsewhere() {
 }
 
 #[test]
-fn every_operation_has_a_summary_and_an_example() {
+fn every_operation_has_a_summary_and_described_responses() {
     for (method, path, operation) in operations() {
         let name = format!("{method} {path}");
         assert!(operation["summary"].is_string() && operation["operationId"].is_string(), "{name}");

@@ -1,4 +1,4 @@
-//! Panics: each is one log line and one count, and interrupted work restarts.
+//! Panics: each is logged in one line and counted once, and the interrupted work is repeated.
 use dev::harness::{Service, eventually};
 use serde_json::Value;
 
@@ -7,12 +7,12 @@ use crate::{
     builder,
 };
 
-/// Starts a service that panics the first time it reaches a point.
+/// Starts a service that panics the first time it reaches a crash point.
 pub async fn panics_at(point: &str) -> Service {
     builder().setting("PANIC_AT", point).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await
 }
 
-/// Checks that the service has panicked once, and logged exactly one line.
+/// Checks that the service has panicked once, and has logged the panic in one line. Returns the line.
 pub async fn the_only_panic(service: &Service, point: &str) -> Value {
     let line = service.logs_that("the panic", |line| line["target"] == "panic").await;
     assert_eq!(line["level"], "ERROR", "{line:#}");
@@ -38,7 +38,7 @@ async fn a_worker_that_panics_is_started_again_and_its_work_is_done() {
     assert_eq!(ended["correlation_id"], panic["correlation_id"], "both lines belong to the same run");
     wait_until_everything_is_sealed(&service).await;
     verify(&service, &[]).await.succeeded();
-    eventually("the check succeeds again", async || {
+    eventually("the worker succeeds again", async || {
         let (_, health) = service.ops("/health").await;
         let health: Value = serde_json::from_str(&health).unwrap();
         let workers = health["workers"].as_array().unwrap();

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::service;
 
 #[tokio::test]
-async fn an_unknown_path_is_a_problem() {
+async fn an_unknown_path_gets_a_404_problem() {
     let service = service().await;
     let with_a_slash = format!("{PATH}/");
     for path in
@@ -74,7 +74,7 @@ async fn a_body_that_is_not_json_is_malformed() {
 }
 
 #[tokio::test]
-async fn a_body_has_a_media_type_and_it_is_json() {
+async fn a_body_requires_a_json_media_type() {
     let service = service().await;
     let customer = service.customer().await;
     let body = body().to_string();
@@ -154,7 +154,7 @@ async fn send_in_chunks(service: &Service, customer: &User, body: &str) -> Strin
 }
 
 #[tokio::test]
-async fn a_query_that_cannot_be_read_is_malformed() {
+async fn a_malformed_query_gets_400() {
     let service = service().await;
     let customer = service.customer().await;
     for query in [
@@ -176,7 +176,7 @@ async fn a_query_that_cannot_be_read_is_malformed() {
 }
 
 #[tokio::test]
-async fn an_invalid_id_is_not_found() {
+async fn an_invalid_id_gets_404() {
     let service = service().await;
     let customer = service.customer().await;
     for id in ["7", "me", "00000000-0000-0000-0000-00000000000g", "%00", "..%2f..%2fetc"] {

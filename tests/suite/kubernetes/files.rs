@@ -15,7 +15,7 @@ use platform::settings::Reader;
 use serde_json::{Value, json};
 
 use super::{
-    CONNECTIONS_OF_A_DATABASE, OVERLAYS, Objects, REPLICATED, files, only_container,
+    DEFAULT_CONNECTION_LIMIT, OVERLAYS, Objects, REPLICATED, files, only_container,
     schema::{check, documents},
     settings, text,
 };
@@ -24,8 +24,8 @@ use crate::{
     stack::{repository, tool},
 };
 
-/// Keys of the Secret `service`, in addition to the required settings of the slices. Their values exist in a cluster
-/// only.
+/// Keys of the Secret `service`, with values for these tests. The Secret also has the required settings of the slices
+/// (the domain modules in `src/slices`).
 const SECRETS: [(&str, &str); 2] =
     [("DATABASE_URL", "postgres://app:secret@database/service"), ("OPS_TOKEN", "a-token-of-sixteen-or-more")];
 
@@ -48,11 +48,11 @@ fn an_unknown_field_is_rejected() {
 
 /// Returns the variables of a container, and whether each refers to a secret.
 fn variables(container: &Container) -> BTreeMap<String, bool> {
-    let of_a_secret = |variable: &k8s_openapi::api::core::v1::EnvVar| {
+    let is_secret = |variable: &k8s_openapi::api::core::v1::EnvVar| {
         variable.value_from.as_ref().is_some_and(|from| from.secret_key_ref.is_some())
     };
     let variables = container.env.iter().flatten();
-    variables.map(|variable| (variable.name.clone(), of_a_secret(variable))).collect()
+    variables.map(|variable| (variable.name.clone(), is_secret(variable))).collect()
 }
 
 #[test]
@@ -61,10 +61,10 @@ fn every_variable_is_a_setting_and_secrets_are_references() {
     for pod in Objects::of_the_base().pods() {
         let container = only_container(&pod);
         let references = format!("{:?}", container.env);
-        for (name, of_a_secret) in variables(container) {
+        for (name, is_secret) in variables(container) {
             match known.get(name.as_str()) {
-                Some(setting) => assert_eq!(setting.secret, of_a_secret, "{name}"),
-                // A value from the Kubernetes API that another variable refers to.
+                Some(setting) => assert_eq!(setting.secret, is_secret, "{name}"),
+                // This variable has a value from the Kubernetes API, and another variable refers to it.
                 None => assert!(references.contains(&format!("$({name})")), "{name} is no setting"),
             }
         }
@@ -92,7 +92,7 @@ fn the_service_accepts_the_settings_of_every_overlay() {
             .unwrap_or_else(|mistakes| panic!("{overlay}: {mistakes}"));
         assert_eq!(config.process.environment.as_str(), overlay);
     }
-    assert!(!format!("{pod:?}").contains("migration"), "the service does not see the owner's password");
+    assert!(!format!("{pod:?}").contains("migration"), "the service has no access to the owner's password");
     let of_the_migration = variables(only_container(&migration));
     assert_eq!(of_the_migration.into_keys().collect::<Vec<_>>(), ["DATABASE_MIGRATION_URL", "DATABASE_URL"]);
 }
@@ -113,11 +113,11 @@ async fn probes_and_scrapes_use_existing_routes() {
     let (startup, startup_seconds) = probe_and_seconds(container.startup_probe.as_ref());
     let (liveness, _) = probe_and_seconds(container.liveness_probe.as_ref());
     let (readiness, _) = probe_and_seconds(container.readiness_probe.as_ref());
-    let waits = Config::settings().find(|setting| setting.name == "DATABASE_STARTUP_WAIT_SECONDS");
-    let waits: u32 = waits.unwrap().default.unwrap().parse().unwrap();
+    let wait = Config::settings().find(|setting| setting.name == "DATABASE_STARTUP_WAIT_SECONDS");
+    let wait_seconds: u32 = wait.unwrap().default.unwrap().parse().unwrap();
     assert!(
-        startup_seconds > waits,
-        "a database may take {waits} s to start, and the start-up probe allows {startup_seconds} s"
+        startup_seconds > wait_seconds,
+        "the service may wait for the database for {wait_seconds} s, but the start-up probe allows {startup_seconds} s"
     );
 
     let monitor = objects.of_kind("ServiceMonitor")[0];
@@ -156,7 +156,7 @@ fn ports_match_the_listeners_which_stay_separate() {
     assert_eq!(monitor["spec"]["endpoints"][0]["port"].as_str(), named.as_deref());
     assert_eq!(
         monitor["spec"]["endpoints"][0]["honorLabels"], true,
-        "the metrics' label `service` keeps its name"
+        "the label `service` of a metric is not renamed"
     );
 }
 
@@ -167,20 +167,26 @@ fn the_grace_period_covers_the_shutdown_deadline() {
         let deadline: i64 = settings(overlay)["SHUTDOWN_DEADLINE_SECONDS"].parse().unwrap();
         assert!(pod.termination_grace_period_seconds.unwrap() > deadline);
     }
-    assert!(only_container(&pod).lifecycle.is_none(), "the service itself waits before it closes");
+    assert!(
+        only_container(&pod).lifecycle.is_none(),
+        "the service itself waits before it closes its listeners"
+    );
 }
 
 #[test]
 fn all_pods_fit_into_the_databases_connection_limit() {
     let objects = Objects::of_the_base();
     let rolling = objects.deployment().spec.unwrap().strategy.unwrap().rolling_update.unwrap();
-    let Some(IntOrString::Int(surge)) = rolling.max_surge else { panic!("a number of pods") };
+    let Some(IntOrString::Int(surge)) = rolling.max_surge else {
+        panic!("max_surge is not a number of pods")
+    };
     let max_pods = u32::try_from(objects.autoscaler().spec.unwrap().max_replicas + surge).unwrap();
     for overlay in OVERLAYS {
         let connections_per_pod: u32 = settings(overlay)["DATABASE_MAX_CONNECTIONS"].parse().unwrap();
         assert!(
-            max_pods * (connections_per_pod + 1) < CONNECTIONS_OF_A_DATABASE,
-            "{overlay}: {max_pods} × ({connections_per_pod} and one of the monitor), and one of the migration"
+            max_pods * (connections_per_pod + 1) < DEFAULT_CONNECTION_LIMIT,
+            "{overlay}: {max_pods} pods need {connections_per_pod} connections and one for the monitor each, and the \
+             migration needs one"
         );
     }
 }
@@ -207,7 +213,7 @@ fn assert_restricted(pod: &PodSpec) {
 }
 
 #[test]
-fn pods_have_no_rights() {
+fn pods_meet_the_restricted_pod_security_standard() {
     Objects::of_the_base().pods().iter().for_each(assert_restricted);
 }
 
@@ -236,7 +242,7 @@ fn every_pod_selector_matches_pods() {
     assert_eq!(checked, 5);
 }
 
-/// Returns the objects that a script of this directory prints.
+/// Runs a script of `deploy/kubernetes` with these variables. Returns the objects that the script prints.
 fn run_script(script: &str, environment: &[(&str, &str)]) -> Vec<Value> {
     let script = repository().join(super::DIRECTORY).join(script);
     let printed = Command::new("sh").arg(script).envs(environment.iter().copied()).output().unwrap();
@@ -246,11 +252,11 @@ fn run_script(script: &str, environment: &[(&str, &str)]) -> Vec<Value> {
 
 const JOB: &str = env!("CARGO_PKG_NAME");
 
-/// The addresses of the demo, which the rule files have.
+/// The addresses of the demo, which the rule files contain.
 const DEMO: [(&str, &str); 2] =
     [("RUNBOOKS_URL", "http://localhost:8025/runbooks/"), ("DASHBOARDS_URL", "http://localhost:3000/d/")];
 
-/// Removes the matchers of jobs that the script adds.
+/// Removes from a query the matchers of jobs that the script adds.
 fn without_jobs(query: &str) -> String {
     let own = format!("job=\"{JOB}\"");
     [own.as_str(), "job=\"postgres\""].iter().fold(query.to_owned(), |query, matcher| {
@@ -269,12 +275,12 @@ fn the_replicated_database_confirms_a_commit_on_two_instances() {
     );
     assert!(
         spec["instances"].as_u64().unwrap() > 1 + synchronous["number"].as_u64().unwrap(),
-        "one may be lost"
+        "one instance may be lost"
     );
     let connections: u32 =
         spec["postgresql"]["parameters"]["max_connections"].as_str().unwrap().parse().unwrap();
-    assert!(connections >= CONNECTIONS_OF_A_DATABASE);
-    // The roles are those that the script creates elsewhere.
+    assert!(connections >= DEFAULT_CONNECTION_LIMIT);
+    // The cluster has the roles that the script `roles.sh` creates in the other deployments.
     let script = std::fs::read_to_string(repository().join("deploy/postgres/roles.sh")).unwrap();
     let initdb = &spec["bootstrap"]["initdb"];
     let (owner, service) = (initdb["owner"].as_str().unwrap(), &spec["managed"]["roles"][0]["name"]);
@@ -332,7 +338,7 @@ fn the_script_gives_every_rule_object_the_label_of_the_stack() {
     }
 }
 
-/// Runs the rules of a cluster, and a test of them, with promtool. `None` without promtool.
+/// Runs a test of the rules of a cluster with promtool. Returns `None` if promtool is not installed.
 fn promtool_passes(test: &Value) -> Option<Result<(), String>> {
     let promtool = tool("promtool")?;
     let directory = tempdir();
@@ -354,8 +360,8 @@ fn tempdir() -> std::path::PathBuf {
     directory
 }
 
-/// Returns the series of the service, and series of another job with the same names. Each of the latter would fire an
-/// alert if it belonged to the service.
+/// Returns healthy series of the service, and unhealthy series of another job with the same names. Each series of the
+/// other job would fire an alert if it belonged to the service.
 fn series_of_jobs(job: &str) -> Vec<Value> {
     let mut series = vec![
         (format!("up{{job=\"{JOB}\", instance=\"own\"}}"), "1x60"),
@@ -383,7 +389,8 @@ fn series_of_jobs(job: &str) -> Vec<Value> {
     series.collect()
 }
 
-/// Returns a test that no alert fires within an hour of these series, except for metrics that only slices have (`scope`).
+/// Returns a test for promtool: after an hour of these series, no alert fires. The test ignores alerts that have the
+/// label `scope` of a slice, because the series contain no metrics of slices.
 fn no_alert_test(series: &[Value]) -> Value {
     let mut rule_files: Vec<_> = run_script("rules.sh", &DEMO)
         .iter()
@@ -444,11 +451,12 @@ fn a_slow_migration_does_not_fail_the_rollout() {
     let objects = Objects::of_the_base();
     let migration = objects.migration().spec.unwrap().active_deadline_seconds.unwrap();
     let rollout = objects.deployment().spec.unwrap().progress_deadline_seconds.unwrap();
-    assert!(i64::from(rollout) > migration, "{rollout} s, {migration} s");
+    assert!(i64::from(rollout) > migration, "the deadlines: rollout {rollout} s, migration {migration} s");
 }
 
-/// Runs the script `check` with a `kubectl` that returns these responses: the first line whose first word occurs in the
-/// arguments. Every other request finds nothing.
+/// Runs the script `check` with a stub of `kubectl`. Each line of `responses` has a word and a response. The stub
+/// prints the response of the first line whose word occurs in its arguments, and fails if there is none. Returns the
+/// exit status of the script and its output.
 fn check_cluster(responses: &str) -> (Option<i32>, String) {
     let directory = tempdir();
     let kubectl = directory.join("kubectl");

@@ -20,38 +20,40 @@ use crate::stack::repository;
 const DIRECTORY: &str = "deploy/kubernetes";
 const OVERLAYS: [&str; 2] = ["staging", "production"];
 
-/// The overlay that adds a replicated database to that of production.
+/// The overlay that extends the production overlay with a replicated database.
 const REPLICATED: &str = "cloudnativepg";
 
-/// Connections of a PostgreSQL server with default settings, without those reserved for superusers.
-const CONNECTIONS_OF_A_DATABASE: u32 = 97;
+/// Number of connections that a PostgreSQL server with default settings accepts from roles that are no superusers:
+/// `max_connections` (100) minus `superuser_reserved_connections` (3).
+const DEFAULT_CONNECTION_LIMIT: u32 = 97;
 
 fn text(path: &str) -> String {
     let path = repository().join(DIRECTORY).join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Returns the files below a directory with this extension, as sorted paths from `deploy/kubernetes`.
+/// Returns the sorted paths of the files with this extension in a directory and its subdirectories. The directory and
+/// the paths are relative to `deploy/kubernetes`.
 fn files(directory: &str, extension: &str) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut paths = Vec::new();
     for entry in fs::read_dir(repository().join(DIRECTORY).join(directory)).unwrap() {
         let path = entry.unwrap().path();
         let name = Path::new(directory).join(path.file_name().unwrap()).to_str().unwrap().to_owned();
         if path.is_dir() {
-            found.extend(files(&name, extension));
+            paths.extend(files(&name, extension));
         } else if path.extension().is_some_and(|found| found == extension) {
-            found.push(name);
+            paths.push(name);
         }
     }
-    found.sort();
-    found
+    paths.sort();
+    paths
 }
 
-/// The objects of one installation.
+/// The Kubernetes objects of the base or of an overlay.
 struct Objects(Vec<Value>);
 
 impl Objects {
-    /// Returns the objects of the base from its files.
+    /// Returns the objects of the base, read from its files without Kustomize.
     fn of_the_base() -> Self {
         let manifests =
             files("base", "yaml").into_iter().filter(|file| !file.ends_with("kustomization.yaml"));
@@ -85,7 +87,7 @@ impl Objects {
         self.named("Service", name)
     }
 
-    /// Returns the pods of the service and of its migration.
+    /// Returns the pod specifications of the service and of its migration, in this order.
     fn pods(&self) -> [PodSpec; 2] {
         let service = self.deployment().spec.unwrap().template.spec.unwrap();
         [service, self.migration().spec.unwrap().template.spec.unwrap()]
@@ -93,11 +95,11 @@ impl Objects {
 }
 
 fn only_container(pod: &PodSpec) -> &Container {
-    let [container] = &pod.containers[..] else { panic!("one container in a pod") };
+    let [container] = &pod.containers[..] else { panic!("the pod does not have exactly one container") };
     container
 }
 
-/// Returns the settings of an installation that are no secrets: the base's, overridden by the overlay's.
+/// Returns the non-secret settings of an overlay: those of the base, and those of the overlay, which take precedence.
 fn settings(overlay: &str) -> BTreeMap<String, String> {
     let mut settings = BTreeMap::new();
     for file in ["base/settings.env".to_owned(), format!("overlays/{overlay}/settings.env")] {

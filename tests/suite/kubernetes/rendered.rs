@@ -10,7 +10,7 @@ use super::{
 };
 use crate::stack::{repository, run, tool};
 
-/// Returns a rendered installation, or nothing if Kustomize is not installed.
+/// Returns the objects of a rendered overlay, or `None` if Kustomize is not installed.
 fn rendered(overlay: &str) -> Option<Objects> {
     let kustomize = tool("kustomize")?;
     let printed = run(&kustomize, DIRECTORY, &["build", &format!("overlays/{overlay}")]);
@@ -18,7 +18,7 @@ fn rendered(overlay: &str) -> Option<Objects> {
 }
 
 #[test]
-fn kustomize_renders_one_installation_of_each_overlay() {
+fn kustomize_renders_valid_objects_for_each_overlay() {
     for (overlay, kinds_of_overlay) in
         OVERLAYS.map(|overlay| (overlay, 9)).into_iter().chain([(REPLICATED, 10)])
     {
@@ -39,7 +39,7 @@ fn kustomize_renders_one_installation_of_each_overlay() {
         let [service, migration] = objects.pods();
         let image = only_container(&service).image.clone().unwrap();
         assert!(image.contains('/') && image.contains(':'), "{image}");
-        assert_eq!(only_container(&migration).image.as_ref(), Some(&image), "one release");
+        assert_eq!(only_container(&migration).image.as_ref(), Some(&image), "the pods have the same image");
     }
 }
 
@@ -56,13 +56,13 @@ fn the_pods_get_the_settings_of_their_overlay() {
         }
         for pod in objects.pods() {
             let from = only_container(&pod).env_from.as_ref().unwrap()[0].config_map_ref.as_ref().unwrap();
-            assert_eq!(map["metadata"]["name"], from.name, "a changed setting rolls the pods");
+            assert_eq!(map["metadata"]["name"], from.name, "a changed setting restarts the pods");
             assert_ne!(from.name, "settings");
         }
     }
 }
 
-/// Returns the matchers of Alertmanager's own configuration, in order.
+/// Returns the texts of the matchers in Alertmanager's own configuration, in order.
 fn matchers(value: &Value) -> Vec<String> {
     value.as_array().into_iter().flatten().map(|matcher| matcher.as_str().unwrap().to_owned()).collect()
 }
@@ -83,7 +83,7 @@ fn the_overlay_of_the_stack_routes_alerts_like_the_demo() {
     let path = repository().join("prometheus/alertmanager.yml");
     let demo = documents(&fs::read_to_string(path).unwrap()).remove(0);
 
-    // The heartbeat and the inhibitions of the monitoring stack are those of the cluster's own stack.
+    // The comparison excludes the heartbeat and the inhibitions of the monitoring stack, because a cluster has its own.
     let routes: Vec<_> = demo["route"]["routes"]
         .as_array()
         .unwrap()
@@ -140,14 +140,14 @@ fn pods_trust_the_authority_of_the_replicated_database() {
         let volumes = pod.volumes.clone().unwrap_or_default();
         let secrets: Vec<_> =
             volumes.iter().filter_map(|volume| volume.secret.as_ref()?.secret_name.as_deref()).collect();
-        assert_eq!(secrets, ["database-ca"], "the operator's name for it");
+        assert_eq!(secrets, ["database-ca"], "the operator creates this Secret");
         let mounts = only_container(&pod).volume_mounts.clone().unwrap_or_default();
         assert_eq!(mounts[0].mount_path, "/etc/database");
     }
 }
 
 #[test]
-fn policies_reach_the_name_service_of_the_cluster() {
+fn the_policies_allow_queries_to_the_clusters_dns() {
     let Some(objects) = rendered("production") else { return };
     let policies = objects.of_kind("NetworkPolicy");
     let database = policies.iter().find(|policy| policy["metadata"]["name"] == "database").unwrap();
@@ -155,7 +155,7 @@ fn policies_reach_the_name_service_of_the_cluster() {
     assert_eq!(names["ports"][0]["port"], 53);
     assert!(
         names["to"][0]["podSelector"].is_null(),
-        "the labels of the service would select no pod of the name service"
+        "a selector with the labels of the service would select no pod of the DNS service"
     );
     assert_eq!(names["to"][1]["ipBlock"]["cidr"], "169.254.20.10/32", "NodeLocal DNSCache");
 }

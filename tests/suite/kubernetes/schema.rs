@@ -1,5 +1,5 @@
-//! Strict parsing. The types of the crate drop unknown fields, so a field is unknown if serialization does not restore
-//! it.
+//! Strict parsing of Kubernetes objects. The types of `k8s-openapi` drop unknown fields, so a field is unknown if it is
+//! missing after an object is parsed and serialized again.
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::{
@@ -19,7 +19,7 @@ pub(super) fn documents(text: &str) -> Vec<Value> {
     documents.map(|document| Value::deserialize(document).unwrap()).filter(|value| !value.is_null()).collect()
 }
 
-/// Parses an object as its type. Panics if a field was dropped.
+/// Parses an object as this type. Panics if the type does not have one of the object's fields.
 pub(super) fn typed<T: DeserializeOwned + Serialize>(object: &Value) -> T {
     let parsed: T =
         serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error} in {object:#}"));
@@ -53,7 +53,8 @@ pub(super) fn check(object: &Value) {
     }
 }
 
-/// The used parts of the types of Kustomize and of the operators of Prometheus and PostgreSQL, for which no crate exists.
+/// A custom resource. This type and the following ones have the used fields of the types of Kustomize and of the
+/// operators of Prometheus and PostgreSQL, for which no crate exists.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Object<Spec> {

@@ -1,4 +1,4 @@
-//! Alerts that the service raises itself, because they must not wait for a scrape and a rule.
+//! Alerts that the service sends itself, because these alerts must not wait for a scrape and a rule.
 use std::sync::{Arc, Mutex};
 
 use axum::{Json, Router, extract::State, routing::post};
@@ -36,7 +36,7 @@ impl Pager {
         Self { url, received }
     }
 
-    /// Waits for an alert whose title contains this text.
+    /// Waits for an alert whose title contains this text. Returns the alert.
     pub async fn wait_for(&self, title: &str) -> Value {
         eventually(title, async || self.all(title).pop()).await
     }
@@ -95,9 +95,10 @@ async fn a_chain_without_the_last_head_raises_an_alert() {
     assert!(alert["description"].as_str().unwrap().contains("was rewritten"), "{alert:#}");
 }
 
-/// Starts a service whose events have been unsealed for too long, because a transaction delays the horizon.
+/// Starts a service whose oldest event has been unsealed for ten minutes, because `delay_sealing` opens a transaction.
 async fn service_with_delayed_sealing(pager: &Pager, delay_sealing: impl AsyncFnOnce(&Database)) -> Service {
-    // An open writing transaction delays the sealing of every database on its server.
+    // An open transaction with writes delays sealing in every database of its server, so this service has a server of
+    // its own.
     let service = builder()
         .on_a_dedicated_server()
         .setting("ALERT_WEBHOOK_URL", &pager.url)
@@ -115,7 +116,7 @@ async fn service_with_delayed_sealing(pager: &Pager, delay_sealing: impl AsyncFn
     service
 }
 
-/// Returns the transaction that the alert reports.
+/// Waits for the alert about unsealed events. Returns the transaction that the alert names.
 async fn reported_oldest_writer(pager: &Pager) -> String {
     let alert = pager.wait_for("Audit log not sealed").await;
     assert_complete(&alert, "warning");

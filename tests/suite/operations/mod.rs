@@ -51,7 +51,8 @@ async fn a_service_with_an_older_schema_is_not_ready() {
 
 #[tokio::test]
 async fn many_probes_cause_few_database_queries() {
-    // No other code uses the database meanwhile: each worker has completed its work, and the next one is minutes away.
+    // Nothing else uses the database during the probes, because each worker has completed its work, and its next run is
+    // minutes away.
     let service = builder().with_idle_workers().start().await;
     service.wait_for_first_work().await;
     let acquired = async || service.metric("db_connection_acquire_duration_seconds_count").await;
@@ -81,7 +82,7 @@ async fn a_full_pool_does_not_fail_readiness() {
     let acquired = [(); 4].map(|()| customer.lists().in_background());
     service.database().wait_for_blocked_statements(4).await;
     let mut pace = tokio::time::interval(Duration::from_millis(100));
-    // Longer than the timeout of a check and the time for which its result is shared.
+    // Five seconds are longer than the timeout of a check, and than the time for which the result of a check is shared.
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(5) {
         pace.tick().await;
@@ -137,7 +138,7 @@ async fn the_health_report_is_complete_and_has_no_secret() {
 }
 
 #[tokio::test]
-async fn every_series_of_every_route_is_there_from_the_first_scrape() {
+async fn the_first_scrape_has_every_series_of_every_route() {
     let service = service().await;
     let metrics = service.metrics().await;
     for (method, path, operation) in openapi::operations() {

@@ -1,4 +1,4 @@
-//! Calls of other servers: which certificates are trusted, and that no proxy is used.
+//! Calls to other servers: the trusted certificate authorities, and no use of a proxy.
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
@@ -55,7 +55,7 @@ async fn spans_do_not_go_to_a_collector_whose_authority_is_unknown() {
 }
 
 #[tokio::test]
-async fn the_database_is_verified_by_the_same_authorities() {
+async fn the_databases_certificate_is_verified_with_ssl_cert_file() {
     let service = service().await;
     let mut url = service.database().service_url().clone();
     let tls = TlsProxy::to(&url, Preamble::PostgresRequest).await;
@@ -93,7 +93,7 @@ impl CountingProxy {
         Self { url, clients, server }
     }
 
-    /// Sets every variable from which HTTP clients read a proxy.
+    /// Sets every environment variable from which HTTP clients read the address of a proxy.
     pub fn set_in_environment(&self, builder: Builder) -> Builder {
         ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]
             .into_iter()

@@ -1,4 +1,4 @@
-//! Every list of settings is complete and has no others.
+//! Every list of settings has all settings of the executable, and no others.
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -66,7 +66,7 @@ async fn env_example_has_every_setting_with_its_default() {
     for (name, default) in settings {
         let (active, value) = &example[&name];
         if let Some(default) = default {
-            assert_eq!((*active, value), (true, &default), "{name}: the default is missing in the document");
+            assert_eq!((*active, value), (true, &default), "{name}: .env*.example lacks the default");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Shutdown: work in flight is finished, and cancelled work is named.
+//! Shutdown: work in flight is finished before the deadline, and the log reports work that is cancelled.
 use std::{path::Path, time::Instant};
 
 use dev::{
@@ -11,7 +11,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use crate::{EXECUTABLE, builder, service};
 
 #[tokio::test]
-async fn a_signal_ends_the_service_in_order() {
+async fn a_signal_stops_the_service_with_exit_code_0() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let service = service().await;
         service.signal(signal);
@@ -59,7 +59,7 @@ async fn readiness_fails_before_the_listeners_close() {
 }
 
 #[tokio::test]
-async fn work_past_the_deadline_is_cancelled_and_named() {
+async fn work_past_the_deadline_is_cancelled_and_logged() {
     let service = builder()
         .setting("SHUTDOWN_DEADLINE_SECONDS", "3")
         .setting("DATABASE_STATEMENT_TIMEOUT_MS", "9000")
@@ -75,7 +75,7 @@ async fn work_past_the_deadline_is_cancelled_and_named() {
     held.release().await;
 }
 
-/// Starts the service, waits until it waits for the database, and asserts that a signal stops it.
+/// Starts the service, waits until `until_waiting` is complete, and asserts that a signal then ends the start.
 async fn assert_signal_ends_wait(
     settings: &[(&str, String)],
     until_waiting: impl AsyncFn(&dev::process::Child),

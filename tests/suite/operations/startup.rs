@@ -1,4 +1,4 @@
-//! Start: requirements, rejections, and their messages.
+//! Start of the service: its requirements, and the messages about those that are not met.
 use std::{
     path::Path,
     time::{Duration, Instant},
@@ -88,7 +88,7 @@ async fn an_ipv6_address_of_the_database_is_supported() {
         "{}",
         stopped.stderr
     );
-    // The reason differs on a machine without IPv6. In no case is a literal address looked up.
+    // On a machine without IPv6 the connection fails for another reason. A literal address is never looked up in DNS.
     assert!(!stopped.stderr.contains("lookup"), "{}", stopped.stderr);
 }
 
@@ -114,7 +114,7 @@ async fn an_unsupported_database_url_parameter_is_rejected() {
 #[tokio::test]
 async fn contradictory_settings_are_rejected() {
     let remote = "postgres://app_service:a-password@db.internal/service?sslmode=disable";
-    for (settings, named) in [
+    for (settings, rejected) in [
         (&[("APP_ENV", "production"), ("SHUTDOWN_DEADLINE_SECONDS", "5")][..], "SHUTDOWN_DEADLINE_SECONDS"),
         (&[("SHUTDOWN_GRACE_SECONDS", "24"), ("SHUTDOWN_DEADLINE_SECONDS", "25")], "SHUTDOWN_GRACE_SECONDS"),
         (&[("MAX_REQUESTS_IN_FLIGHT", "0")], "MAX_REQUESTS_IN_FLIGHT"),
@@ -124,7 +124,11 @@ async fn contradictory_settings_are_rejected() {
     ] {
         let stopped = command(&["config"], &[&minimum_settings()[..], settings].concat()).await;
         assert_eq!(stopped.code(), Some(1), "{settings:?}");
-        assert!(stopped.stderr.contains(&format!("\n  {named} must ")), "{settings:?}: {}", stopped.stderr);
+        assert!(
+            stopped.stderr.contains(&format!("\n  {rejected} must ")),
+            "{settings:?}: {}",
+            stopped.stderr
+        );
     }
     for settings in [
         &[("APP_ENV", "production")][..],
@@ -154,10 +158,10 @@ async fn a_connection_begins_with_no_parameter_that_a_pooler_rejects() {
         message
     };
     let (message, _stopped) = tokio::join!(first_message, command(&["serve"], &settings));
-    // The protocol version, then zero-terminated names and values.
+    // The message has the protocol version, and then zero-terminated names and values.
     let texts: Vec<_> = message[4..].split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
     let names: Vec<_> = texts.chunks(2).map(|pair| &*pair[0]).filter(|name| !name.is_empty()).collect();
-    // The defaults of pgbouncer.ini's `track_extra_parameters`, and the parameters that it always tracks.
+    // The parameters that PgBouncer always tracks, and the default of its setting `track_extra_parameters`.
     let tracked = ["user", "database", "client_encoding", "DateStyle", "TimeZone", "application_name"];
     assert!(names.contains(&"user"), "{names:?}");
     assert!(names.iter().all(|name| tracked.contains(name)), "{names:?}");
@@ -197,9 +201,9 @@ async fn a_rejected_login_is_not_retried() {
 #[tokio::test]
 async fn an_unresponsive_database_is_retried_and_then_named() {
     let database = Database::create_empty().await;
-    let link = TcpProxy::to(database.service_url()).await.unwrap();
-    link.freeze();
-    let url = link.url_through(database.service_url());
+    let proxy = TcpProxy::to(database.service_url()).await.unwrap();
+    proxy.freeze();
+    let url = proxy.url_through(database.service_url());
     let settings = [("DATABASE_URL", url.as_str()), ("DATABASE_STARTUP_WAIT_SECONDS", "2")];
     let stopped = command(&["serve"], &[&minimum_settings()[..], &settings].concat()).await;
     let sentence = assert_failed_in_one_sentence(&stopped);
@@ -215,10 +219,10 @@ async fn the_service_waits_for_a_late_database_and_logs_it() {
     let mut service = builder().with_database_proxy().start().await;
     service.terminate().await;
     service.database_proxy().cut();
-    let link = service.database_proxy();
+    let proxy = service.database_proxy();
     let start_database_later = async {
-        eventually("the service has made two attempts", async || (link.rejected() >= 2).then_some(())).await;
-        link.resume();
+        eventually("the service has made two attempts", async || (proxy.rejected() >= 2).then_some(())).await;
+        proxy.resume();
     };
     tokio::join!(service.restart(), start_database_later);
     assert!(service.logs().iter().any(|line| line["message"] == "waiting for the database"));
@@ -229,18 +233,18 @@ async fn the_service_waits_for_a_late_database_and_logs_it() {
 async fn a_database_that_goes_down_during_the_start_is_retried() {
     let service = builder().with_database_proxy().start().await;
     service.terminate().await;
-    let link = service.database_proxy();
-    let owner = link.url_through(service.database().owner_url());
+    let proxy = service.database_proxy();
+    let owner = proxy.url_through(service.database().owner_url());
     for migrates in ["false", "true"] {
         // The start waits for the lock after its first connection.
         let held = service.database().lock("_sqlx_migrations").await;
         let interrupt_database = async {
             service.database().wait_for_blocked_statements(1).await;
-            let rejected = link.rejected();
-            link.cut();
-            eventually("the service retries", async || (link.rejected() > rejected).then_some(())).await;
+            let rejected = proxy.rejected();
+            proxy.cut();
+            eventually("the service retries", async || (proxy.rejected() > rejected).then_some(())).await;
             held.release().await;
-            link.resume();
+            proxy.resume();
         };
         let settings = [("MIGRATE_ON_START", migrates), ("DATABASE_MIGRATION_URL", owner.as_str())];
         let (started, ()) = tokio::join!(service.replica_with(&settings), interrupt_database);

@@ -1,4 +1,4 @@
-//! From a fault to a delivered alert, and back: a real Prometheus, a real Alertmanager, an inbox.
+//! Delivery of alerts by a real Alertmanager with the repository's configuration: an incident sends one notification.
 use std::net::{Ipv4Addr, SocketAddr};
 
 use dev::{
@@ -22,9 +22,9 @@ pub(crate) async fn inbox() -> Inbox {
     .unwrap()
 }
 
-/// Returns the names of the alerts that a real Alertmanager sends while these alerts fire, in order. Each alert is the name
-/// of a rule, with the labels that its expression adds to those of the rule. All rules of this name fire. An alert without a
-/// rule is one that the service itself sends.
+/// Returns the names of the alerts that a real Alertmanager sends while these alerts fire, in order. Each alert is the
+/// name of a rule, with the labels that its expression adds to those of the rule. All rules of this name fire. An alert
+/// without a rule is one that the service itself sends.
 pub(crate) async fn sent_while_firing(firing: &[(&str, &[(&str, &str)])]) -> Option<Vec<String>> {
     let program = tool("alertmanager")?;
     let inbox = inbox().await;
@@ -45,7 +45,8 @@ pub(crate) async fn sent_while_firing(firing: &[(&str, &[(&str, &str)])]) -> Opt
     }
     alertmanager.post("api/v2/alerts", &json!(posted)).await;
     let sent = || inbox.alerts().into_iter().map(|alert| alert.name).collect::<Vec<_>>();
-    // An alert is active or suppressed once Alertmanager has processed it. It may be active until its cause is processed.
+    // Alertmanager makes each alert active or suppressed. A symptom may be active until Alertmanager has processed its
+    // cause.
     eventually("every alert is processed, and the active ones arrive", async || {
         let alerts = alertmanager.query("api/v2/alerts", &[]).await;
         let alerts = alerts.as_array().unwrap();
@@ -67,7 +68,7 @@ pub(crate) async fn sent_while_firing(firing: &[(&str, &[(&str, &str)])]) -> Opt
 pub(crate) const SERVICE_LABELS: &[(&str, &str)] =
     &[("job", "service"), ("raised_by", "service"), ("title", "t")];
 
-/// The following tests are the drills of docs/runbooks/README.md.
+/// This test and the following ones check the table of incidents in docs/runbooks/README.md.
 #[tokio::test]
 async fn a_database_outage_sends_one_alert() {
     let job = &[("job", "service")][..];
@@ -168,7 +169,7 @@ async fn a_full_disk_of_the_log_store_sends_one_alert() {
     let Some(sent) = sent_while_firing(&full).await else { return };
     assert_eq!(sent, ["LogStorageFull"]);
 
-    // Spans do not pass the log store.
+    // Spans are not sent to the log store, so its full disk does not explain their failed export.
     let sent = sent_while_firing(&[full[0], full[1], ("TelemetryExportFailing", &traces)]).await;
     assert_eq!(sent.unwrap(), ["LogStorageFull", "TelemetryExportFailing"]);
 }

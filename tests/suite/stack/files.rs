@@ -109,7 +109,7 @@ fn alert_names() -> BTreeSet<String> {
     alerts().into_iter().map(|(name, _)| name).collect()
 }
 
-/// Returns the conditions of the alerts that the service itself sends, with their incidents, from the sources.
+/// Returns the names of the alerts that the service itself sends, each with its incident, as read from the sources.
 pub(super) fn service_alert_conditions() -> BTreeMap<String, Option<String>> {
     let mut conditions = BTreeMap::new();
     for (_, text) in sources() {
@@ -253,7 +253,7 @@ fn every_alert_is_tested_where_it_fires_and_where_it_does_not() {
             }
         }
     }
-    // This alert always fires, by intent.
+    // Watchdog always fires, so it has no silent case.
     silent.insert("Watchdog".to_owned());
     let rules = "the alerts of prometheus/rules";
     assert_complete("the firing cases of prometheus/tests", &fires, rules, &alert_names());
@@ -408,7 +408,7 @@ fn panels() -> Vec<Value> {
 
 #[test]
 fn no_axis_mixes_seconds_with_numbers() {
-    // A gauge in seconds. A rate of seconds is a number of threads, and no duration.
+    // The query of a gauge in seconds. A rate of seconds is a number of busy threads, and no duration.
     let has_seconds = |target: &Value| {
         let query = target["expr"].as_str().unwrap();
         query.contains("_seconds{") && !query.contains("rate(") && !query.contains("changes(")

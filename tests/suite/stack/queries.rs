@@ -68,7 +68,7 @@ fn runbook_queries() -> Vec<Query> {
 const QUERY_STARTS: [&str; 9] =
     ["count", "db_", "histogram_quantile(", "max", "min", "predict_linear(", "rate(", "sum", "time()"];
 
-/// Returns the queries in the text of the other documents, which are inline code.
+/// Returns the queries in the other documents. A query is inline code that begins with one of [`QUERY_STARTS`].
 fn document_queries() -> Vec<Query> {
     let mut queries = Vec::new();
     for path in files("docs", "md") {
@@ -145,7 +145,7 @@ async fn every_query_finds_data_on_the_running_service() {
         (name, fs::read_to_string(path).unwrap())
     };
     let rule_files = files("prometheus/rules", "yml").into_iter().map(read).collect();
-    // No Alertmanager listens there, so that the metrics of failed notifications exist too.
+    // No Alertmanager listens at this address, so that the metrics of failed notifications exist too.
     let prometheus = Server::prometheus(&program, &service, "127.0.0.1:9", rule_files).await;
 
     let mut pending: Vec<_> = dashboard_queries().into_iter().chain(runbook_queries()).collect();

@@ -1,7 +1,7 @@
 //! The programs of the monitoring stack, with the repository's own configuration.
 //!
-//! A test uses an installed program, and fails without it only if it is required. The configuration is that of the
-//! stack except for addresses and shorter intervals.
+//! A test without its program is skipped, or fails if `REQUIRE_TOOLS` is set. The configuration is that of the stack,
+//! except for the addresses and for shorter intervals.
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -63,7 +63,7 @@ struct Directory(PathBuf);
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // The data of an aborted test stays in the directory of temporary files.
+        // If the deletion fails, the data stays in the directory of temporary files.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -106,7 +106,7 @@ impl Server {
         .await
     }
 
-    /// Starts an Alertmanager with all receivers at this address and without group waits.
+    /// Starts an Alertmanager with all receivers at this address, and with group waits of one second.
     pub(crate) async fn alertmanager(program: &Path, receivers: &str) -> Self {
         let configuration = file_with(
             "prometheus/alertmanager.yml",
@@ -125,7 +125,7 @@ impl Server {
                 format!("--config.file={}", path("alertmanager.yml")),
                 format!("--storage.path={}", path("data")),
                 format!("--web.listen-address={address}"),
-                // Without clustering, because there is no other replica.
+                // An empty address disables clustering, because there is no other replica.
                 "--cluster.listen-address=".to_owned(),
             ]
         })
@@ -137,7 +137,8 @@ impl Server {
         files: Vec<(String, String)>,
         arguments: impl Fn(&Path, &str) -> Vec<String>,
     ) -> Self {
-        // Another process may take the address before the program listens. The program then ends.
+        // Another process may take the address before the program listens. The program then ends, and the next attempt
+        // uses another address.
         for _ in 0..3 {
             let directory = Directory(env::temp_dir().join(format!("stack-{}", Uuid::now_v7().simple())));
             for (name, text) in &files {

@@ -54,7 +54,7 @@ struct Step {
     env: BTreeMap<String, String>,
 }
 
-/// Returns each workflow by its file name: its text and its content.
+/// Returns the file name, the text and the parsed content of each workflow.
 fn workflows() -> Vec<(String, String, Workflow)> {
     let entries = fs::read_dir(repository().join(".github/workflows")).unwrap();
     let read = |entry: std::io::Result<fs::DirEntry>| {

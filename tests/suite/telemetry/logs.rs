@@ -19,7 +19,7 @@ fn directory(name: &str) -> PathBuf {
     directory
 }
 
-/// Returns the lines of the files in a directory with this name prefix.
+/// Returns the lines of those files in a directory whose names start with `name`.
 fn lines_in(directory: &Path, name: &str) -> Vec<Value> {
     let mut lines = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap() {
@@ -36,7 +36,7 @@ fn lines_in(directory: &Path, name: &str) -> Vec<Value> {
 async fn a_run_of_a_worker_has_a_correlation_id_of_its_own() {
     let service = builder().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     service.database().execute("alter table audit_seals rename to hidden").await;
-    // An event to seal.
+    // This registration records an event that the worker must seal.
     service.customer().await;
     let failed = |line: &Value| line["worker"] == "audit_sealing" && line["level"] != "INFO";
     let runs = eventually("two runs fail", async || {
@@ -54,7 +54,7 @@ async fn a_slow_statement_is_named() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let request = customer.lists().header("x-correlation-id", "slow").in_background();
-    eventually("the pool has waited long enough", async || {
+    eventually("the statement has waited long enough", async || {
         let waiting = "select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database
              where datname = current_database() and not granted and waitstart < now() - interval '0.6 s'";
         (service.database().number(waiting).await > 0).then_some(())
@@ -111,7 +111,7 @@ async fn nothing_that_a_client_sends_forges_a_line_or_a_header() {
     assert_eq!(lines.len(), 4, "one request, one line: {lines:#?}");
     for line in &lines {
         assert_eq!((&line["level"], &line["message"]), (&json!("INFO"), &json!("request")), "{line:#}");
-        assert!(!line.to_string().contains("token"), "no query: {line:#}");
+        assert!(!line.to_string().contains("token"), "the line has no query string: {line:#}");
         assert!(
             uuid::Uuid::parse_str(line["correlation_id"].as_str().unwrap()).is_ok()
                 || line["correlation_id"] == "a"
@@ -168,12 +168,12 @@ async fn the_log_level_cannot_silence_the_audit_log() {
 }
 
 #[tokio::test]
-async fn lines_guarded_by_an_enabled_check_are_logged() {
+async fn level_checks_of_libraries_suppress_no_lines() {
     const CHANGES: usize = 40;
     let service = service().await;
     let customer = service.customer().await;
-    // The service logs at debug level, and sqlx does not. sqlx checks after each statement, on every thread, whether
-    // its level is enabled.
+    // The service logs at debug level, and sqlx does not. After each statement, sqlx checks whether its level is
+    // enabled. Such a check must not suppress the next line of the service on the same thread.
     let change = json!({ "filter": "app=debug", "ttl_seconds": 600 }).to_string();
     for _ in 0..CHANGES {
         let _served = customer.lists().await.is(200);

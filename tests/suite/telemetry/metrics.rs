@@ -137,8 +137,8 @@ async fn pool(service: &Service) -> [i64; 3] {
 }
 
 #[tokio::test]
-async fn the_pools_gauges_are_true_while_connections_are_held() {
-    // A worker would use a connection occasionally.
+async fn the_pools_gauges_are_correct_while_it_is_in_use() {
+    // Workers would use a connection occasionally, so they are idle.
     let service = builder().with_idle_workers().start().await;
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
@@ -158,7 +158,7 @@ async fn the_pools_gauges_are_true_while_connections_are_held() {
     eventually("all connections are free", async || (pool(&service).await == [0, 4, 4]).then_some(())).await;
 }
 
-/// Returns the page as Prometheus requests it.
+/// Returns `/metrics` in the format that Prometheus requests.
 pub async fn openmetrics(service: &Service) -> String {
     let client = reqwest::Client::new();
     let page = client.get(service.ops_url().join("/metrics").unwrap());
@@ -241,7 +241,7 @@ async fn prometheus_scrapes_the_page_and_its_exemplars() {
     drop(running);
 }
 
-/// Finds an optional tool. It is required where all checks run.
+/// Finds a program of the `PATH`. Without it the test is skipped, or fails if `REQUIRE_TOOLS` is set.
 fn tool(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found =

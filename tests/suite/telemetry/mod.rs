@@ -66,7 +66,7 @@ async fn log_level(service: &Service) -> Value {
 }
 
 #[tokio::test]
-async fn the_log_level_is_changed_for_a_while_and_falls_back() {
+async fn a_changed_log_level_expires() {
     let service = service().await;
     let before = log_level(&service).await;
     assert_eq!(
@@ -111,7 +111,7 @@ async fn rejected_log_level_changes_are_audited_and_counted() {
     let written = service.audit_events(rejections).await.len();
     let counted = service.audit_events("action = 'refuse' and resource = 'requests'").await;
     let more: u64 = counted.iter().map(|event| event["metadata"]["count"].as_u64().unwrap()).sum();
-    // A new minute may begin in between, which allows a hundred more events.
+    // A new minute may begin during the requests, which allows a hundred more events.
     assert!((100..130).contains(&written), "{written}");
     assert_eq!(u64::try_from(written).unwrap() + more, 130);
 }

@@ -8,7 +8,7 @@ use crate::{
     operations::startup::{command, minimum_settings},
 };
 
-/// Returns the JSON line that a record is expected to come from: the same fields under the same names.
+/// Returns the log line that corresponds to a record: the line has the same fields with the same names.
 fn line_of(record: &Record) -> Value {
     let mut line = json!({
         "timestamp": DateTime::from_timestamp_nanos(record.at.try_into().unwrap())
@@ -75,7 +75,7 @@ async fn the_export_does_not_export_its_own_log_lines() {
 }
 
 #[tokio::test]
-async fn other_lines_do_not_suppress_exported_audit_lines() {
+async fn other_lines_do_not_displace_exported_audit_lines() {
     let collector = Collector::start().await;
     let service = builder()
         .logged_by(&collector)
@@ -94,7 +94,7 @@ async fn other_lines_do_not_suppress_exported_audit_lines() {
     let is_late = |record: &&Record| record.attributes.get("correlation_id") == Some(&json!("late"));
     let targets: Vec<_> = records.iter().filter(is_late).map(|record| record.target.as_str()).collect();
     assert_eq!(targets, ["audit"]);
-    assert!(records.iter().any(|record| record.target == "access"), "some lines fit");
+    assert!(records.iter().any(|record| record.target == "access"), "the queue accepted some access lines");
 }
 
 #[tokio::test]

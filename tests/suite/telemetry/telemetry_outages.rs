@@ -14,7 +14,7 @@ use crate::{EXECUTABLE, audit::seals::wait_until_everything_is_sealed, builder};
 /// Maximum duration of a request: far below every export timeout, and far above the usual duration on a busy machine.
 const MAX_REQUEST_TIME: Duration = Duration::from_secs(2);
 
-/// Time until a queue of log lines is full, on a busy machine.
+/// Maximum time until a queue of log lines is full on a busy machine.
 const WAIT_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Maximum growth of the memory in bytes, which is low because the queues are short.
@@ -70,7 +70,7 @@ async fn an_unreachable_collector_delays_no_request() {
 async fn a_slow_collector_delays_no_request() {
     let collector = Collector::start().await;
     collector.set_behavior(CollectorBehavior::Slow(Duration::from_secs(10)));
-    // Short queues, which overflow soon.
+    // The queues are short, so that they overflow soon.
     let service = builder()
         .logged_by(&collector)
         .setting("OTEL_BSP_MAX_QUEUE_SIZE", "32")
@@ -84,7 +84,7 @@ async fn a_slow_collector_delays_no_request() {
     assert_works_and_stops(&service).await;
 }
 
-/// Starts a service that exports only when it stops, to a collector that takes this long.
+/// Starts a service that exports only when it stops. The collector responds after the time `takes`.
 async fn service_that_exports_at_stop(
     collector: &Collector,
     takes: Duration,
@@ -157,7 +157,7 @@ async fn span_export_continues_after_a_collector_outage() {
 
 #[tokio::test]
 async fn a_stopped_log_reader_delays_no_request() {
-    // With all log lines of all libraries, the pipe and the queue are full soon.
+    // At the level `trace` all libraries log too, so the pipe and the queue are full soon.
     let service = builder().setting("RUST_LOG", "trace").start().await;
     service.stall_output();
     let before = service.memory();
@@ -192,11 +192,11 @@ async fn a_late_log_reader_misses_no_audit_line() {
     let sealed = |line: &serde_json::Value| line["target"] == "audit" && line["seal_number"] == head;
     service.logs_that("the head", sealed).await;
     let lines = service.logs();
-    let of_order = |target: &str| {
+    let has_line_of = |target: &str| {
         lines.iter().any(|line| line["correlation_id"] == "meanwhile" && line["target"] == target)
     };
-    assert!(of_order("audit"), "the events of that time are logged");
-    assert!(!of_order("access"), "although other lines were dropped");
+    assert!(has_line_of("audit"), "audit events are logged while other lines are dropped");
+    assert!(!has_line_of("access"), "the access line was dropped");
 }
 
 #[tokio::test]
@@ -252,7 +252,7 @@ async fn an_unwritable_log_file_delays_no_request() {
     wait_for_losses(&service, "log_lines_dropped_total").await;
     assert_works_and_stops(&service).await;
     let access = service.logs().into_iter().filter(|line| line["target"] == "access").count();
-    assert!(access >= 25, "an access line is written: {access}");
+    assert!(access >= 25, "only {access} access lines were written to stdout");
 }
 
 #[tokio::test]

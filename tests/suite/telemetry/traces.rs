@@ -10,7 +10,7 @@ use crate::{
     service,
 };
 
-/// A public route, so that a request is a single span.
+/// A public route. A request to it needs no session, so its trace has a single span.
 const PUBLIC: &str = "/problems";
 
 pub async fn traced(collector: &Collector) -> Service {
@@ -254,7 +254,7 @@ async fn the_standard_exporter_setting_is_supported() {
 }
 
 #[tokio::test]
-async fn an_untrusted_caller_is_linked_and_a_trusted_proxy_is_joined() {
+async fn an_untrusted_trace_is_linked_and_a_trusted_one_is_continued() {
     let collector = Collector::start().await;
     let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.2/32").start().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";

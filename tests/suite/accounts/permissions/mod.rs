@@ -50,7 +50,8 @@ async fn every_route_admits_exactly_its_roles() {
     let mut rejected = 0;
     for (method, route, request, expected) in routes() {
         for (role, expected) in CALLERS.into_iter().zip(expected) {
-            // Each request gets a new owner and a new session, because some requests consume them.
+            // Each request gets a new owner and a new session, because some requests change the owner or end the
+            // session.
             let owner = service.customer().await;
             let (client, email) = match (role, staff.user(role)) {
                 ("customer", _) => ((*owner).clone(), owner.email.clone()),
@@ -94,7 +95,7 @@ async fn permissions_are_checked_before_the_body() {
 const FILE: &str = "tests/suite/accounts/permissions/table.rs or tests/suite/example/permissions.rs";
 
 #[test]
-fn the_table_has_every_route_of_the_document() {
+fn the_table_has_every_route_of_the_openapi_document() {
     let table: BTreeSet<_> = routes().map(|(method, route, ..)| format!("{method} {route}")).collect();
     let document: BTreeSet<_> =
         openapi::operations().map(|(method, route, _)| format!("{method} {route}")).collect();
@@ -102,7 +103,7 @@ fn the_table_has_every_route_of_the_document() {
 }
 
 #[test]
-fn the_table_in_the_documents_is_this_one() {
+fn the_documents_have_the_same_table_of_permissions() {
     let heading = format!("| route | {} |", CALLERS.join(" | "));
     let documents = rows(&heading).into_iter().collect();
     let table: BTreeSet<_> = routes()
@@ -120,7 +121,7 @@ fn the_table_in_the_documents_is_this_one() {
 }
 
 #[test]
-fn the_document_marks_sessions_and_roles_of_routes() {
+fn the_openapi_document_has_the_session_and_roles_of_routes() {
     for (method, route, _, expected) in routes() {
         let operation = openapi::operations().find(|(m, r, _)| (m.as_str(), *r) == (method, route));
         let Some((.., operation)) = operation else { continue };
@@ -130,7 +131,7 @@ fn the_document_marks_sessions_and_roles_of_routes() {
             let allowed =
                 CALLERS.into_iter().zip(expected).filter(|(_, status)| ![401, 403].contains(status));
             let allowed: Vec<_> = allowed.map(|(role, _)| role).collect();
-            // An empty list means every role.
+            // In the document, an empty list means that every role is allowed.
             let allowed = if allowed == CALLERS[1..] { json!([]) } else { json!(allowed) };
             assert_eq!(operation["security"], json!([{ "session": allowed }]), "{method} {route}");
         }

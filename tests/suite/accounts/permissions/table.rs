@@ -1,15 +1,15 @@
-//! The table of permissions: the routes that every service has.
+//! The table of permissions: each route with its status for each role. [`ROWS`] has the routes of the example domain.
 use dev::harness::{Client, PASSWORD, Request, User};
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::example::permissions::{Fixtures, ROWS};
 
-/// The records that one request uses. Each request has its own, because some requests change or delete them.
+/// The data that one request uses. Each request gets data of its own, because some requests change or delete it.
 pub(crate) struct Subject {
-    /// The address of the caller; the owner's address for an unauthenticated caller.
+    /// The e-mail address for the login: the caller's address, or the owner's if the caller is unauthenticated.
     email: String,
-    /// The owner's records of the slices.
+    /// The owner's records in the example domain.
     pub(crate) fixtures: Fixtures,
 }
 
@@ -21,7 +21,8 @@ impl Subject {
 
 pub(crate) type BuildRequest = fn(&Client, &Subject) -> Request;
 
-/// A route, and its status for each of [`CALLERS`](super::CALLERS) if the request is otherwise valid.
+/// The method and path of a route, the function that builds a valid request, and the expected status for each of
+/// [`CALLERS`](super::CALLERS).
 pub(crate) type Row = (&'static str, &'static str, BuildRequest, [u16; 5]);
 
 #[rustfmt::skip]
@@ -35,7 +36,7 @@ const COMMON: [Row; 6] = [
     ("GET",    "/v1/audit-events",     read_audit_log,  [401, 403, 403, 200, 200]),
 ];
 
-/// Returns every route.
+/// Returns the rows of all routes.
 pub(super) fn routes() -> impl Iterator<Item = Row> {
     COMMON.iter().chain(ROWS).copied()
 }

@@ -7,14 +7,14 @@ use dev::harness::{Order, eventually};
 use crate::console::fixture::{ConsoleFixture, get};
 
 impl ConsoleFixture {
-    /// Returns a new order of a new customer, paid under this correlation id.
+    /// Places an order of a new customer, and pays it with a request that has this correlation id. Returns the order.
     pub(crate) async fn paid_order(&self, correlation_id: &str) -> Order {
         let order = self.service.customer().await.places_an_order().await;
         let _paid = order.pay("pm_card_ok").header("x-correlation-id", correlation_id).await.is(201);
         order
     }
 
-    /// Returns the id of the complete trace with this correlation id.
+    /// Waits until the console has the complete trace with this correlation id. Returns the id of the trace.
     pub(crate) async fn trace_of(&self, correlation_id: &str) -> String {
         let path = format!("/api/traces?correlation_id={correlation_id}&route=POST%20%2Fv1%2Forders");
         eventually("the trace is received", async || {

@@ -1,4 +1,4 @@
-//! The drill of docs/runbooks/README-payments.md: the alerts that fire, and the one that is sent.
+//! The incidents of docs/runbooks/README-payments.md: the alerts that fire in each, and the one that is sent.
 use crate::stack::alerting::{SERVICE_LABELS, sent_while_firing};
 
 #[tokio::test]

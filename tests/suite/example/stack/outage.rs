@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Returns the rules with seconds instead of minutes, so that five minutes pass in five seconds. The threshold is
-/// higher, because one or two failures on a busy machine already exceed one in twenty of so few attempts.
+/// higher: in so few attempts, one or two failures on a busy machine already exceed a ratio of 0.05.
 fn with_seconds_for_minutes(file: &str) -> (String, String) {
     let rules = file_with(
         &format!("prometheus/rules/{file}"),
@@ -28,7 +28,7 @@ async fn a_gateway_outage_pages_and_resolves() {
     let (Some(prometheus), Some(alertmanager)) = (tool("prometheus"), tool("alertmanager")) else { return };
     let inbox = inbox().await;
     let alertmanager = Server::alertmanager(&alertmanager, &inbox.address().to_string()).await;
-    // The gateway timeout is long, because a call may take seconds on a busy machine, and that is no outage.
+    // The gateway timeout is long, because a call may take seconds on a busy machine, and a slow call is no outage.
     let service = builder()
         .setting("ALERT_WEBHOOK_URL", &format!("http://{}/service", inbox.address()))
         .setting("ALERTMANAGER_URL", alertmanager.url.as_str())

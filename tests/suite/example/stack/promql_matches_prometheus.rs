@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Relative tolerance. Both compute some sums in different orders, so the last digits may differ.
+/// Relative tolerance. The console and Prometheus add some values in different orders, so the last digits may differ.
 const TOLERANCE: f64 = 1e-9;
 
 /// Additional expressions with many values, which neither the page nor a rule uses.
@@ -32,7 +32,7 @@ const ADDITIONAL: [&str; 6] = [
     "time() - max by (worker) (worker_last_success_timestamp_seconds) unless on (worker) audit_seal_lag_seconds",
 ];
 
-/// Returns all expressions of the page and the rules.
+/// Returns the expressions of the console's page, the additional ones, and those of the rules.
 async fn expressions() -> Vec<String> {
     let console =
         Console::start(([127, 0, 0, 1], 0).into(), &repository().join("prometheus/rules")).await.unwrap();
@@ -86,7 +86,7 @@ fn seconds(milliseconds: i64) -> String {
     format!("{}.{:03}", milliseconds / 1000, milliseconds % 1000)
 }
 
-/// Returns the value of Prometheus at a time.
+/// Returns the value that Prometheus computes for an expression at a time.
 async fn value_of_prometheus(prometheus: &Server, expression: &str, at: i64) -> Vec<Element> {
     let response = prometheus.query("api/v1/query", &[("query", expression), ("time", &seconds(at))]).await;
     let value = |pair: &Value| pair[1].as_str().unwrap().parse().unwrap();
@@ -147,10 +147,10 @@ async fn the_console_computes_the_same_values_as_prometheus() {
             elements.iter().map(|element| element.labels.clone()).collect()
         };
         assert_eq!(labels(&console_values), labels(&prometheus_values), "{text}");
-        for (console_values, prometheus_values) in console_values.iter().zip(&prometheus_values) {
+        for (console_value, prometheus_value) in console_values.iter().zip(&prometheus_values) {
             assert!(
-                are_equal(console_values.value, prometheus_values.value),
-                "{text}: {console_values:?}, and Prometheus has {prometheus_values:?}"
+                are_equal(console_value.value, prometheus_value.value),
+                "{text}: {console_value:?}, and Prometheus has {prometheus_value:?}"
             );
         }
         compared += 1;

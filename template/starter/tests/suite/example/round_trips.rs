@@ -15,7 +15,7 @@ const ROUND_TRIPS: [(&str, u16, usize); 4] = [
 ];
 
 #[tokio::test]
-async fn notes_make_no_more_round_trips_than_they_need() {
+async fn note_routes_make_the_documented_number_of_round_trips() {
     let service = counted_service().await;
     let customer = service.customer().await;
     let path = format!("{PATH}/{}", customer.creates().await.is(201).id());
