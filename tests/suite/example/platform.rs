@@ -1,4 +1,6 @@
 //! Platform behaviour in the example domain, with orders and payments.
+use std::time::{Duration, Instant};
+
 use dev::{
     example::gateway::{Charge, ChargeStatus, Event, Faults, Webhooks},
     harness::{Collector, MUG, PASSWORD, Signal, eventually},
@@ -213,6 +215,35 @@ async fn the_database_keeps_the_rules_of_money_by_itself() {
     let cheaper = second.replace("2580", "1");
     let rejected = service.database().try_as_service(&cheaper).await;
     assert!(["23505", "23503"].contains(&rejected.unwrap_err().as_str()), "of the order's amount");
+}
+
+#[tokio::test]
+async fn requests_continue_while_a_migration_waits_for_a_reader() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let payment = customer.places_an_order().await.pay_successfully().await;
+    // This undoes a migration that changes tables which requests use.
+    service
+        .database()
+        .execute(
+            "drop table reconciliations;
+             alter table payments drop column listed_at;
+             alter table refunds drop column listed_at;
+             delete from _sqlx_migrations where version = 11",
+        )
+        .await;
+    // A backup keeps such a transaction open for its whole run.
+    let reader = service.database().hold("select count(*) from payments").await;
+    let (migrated, ()) = tokio::join!(service.command(&["migrate"], &[]), async {
+        service.database().wait_for_blocked_statements(1).await;
+        for _ in 0..5 {
+            let started = Instant::now();
+            let _shown = customer.get(format!("/v1/payments/{payment}")).await.is(200);
+            assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+        }
+        reader.release().await;
+    });
+    assert!(migrated.succeeded().starts_with("applied 1 migrations"));
 }
 
 #[tokio::test]
