@@ -221,7 +221,11 @@ fn slice_command(name: &str, arguments: &ArgMatches) -> Outcome {
 fn create_user(arguments: &ArgMatches) -> Outcome {
     let text = |name: &str| arguments.get_one::<String>(name).cloned().unwrap_or_default();
     let (accounts_settings, database_settings) = reader(arguments)?
-        .finish(|reader| accounts::Settings::read(reader).zip(database::Settings::read(reader)))
+        .finish(|reader| {
+            let accounts = accounts::Settings::read(reader)?;
+            accounts.check(reader);
+            Some(accounts).zip(database::Settings::read(reader))
+        })
         .map_err(|mistakes: Mistakes| mistakes)?;
     let email = Email::parse(&text("email")).ok_or("--email must be an e-mail address")?;
     let role = Role::parse(&text("role")).ok_or("--role must be customer, support, auditor or admin")?;
