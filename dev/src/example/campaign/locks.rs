@@ -26,7 +26,7 @@ const READING_TIME: Duration = Duration::from_secs(6);
 /// Deadline of the export, which waits for the reader and for the seal of its own event.
 const EXPORT_DEADLINE: Duration = Duration::from_secs(45);
 
-/// Time for which a session may wait for a lock on the audit log. The export's own locks have a timeout of two seconds.
+/// Time for which a session may wait for a lock on the audit log. The export's own locks have a shorter timeout.
 const MAX_LOCK_WAIT: Duration = Duration::from_secs(4);
 
 /// Interval of checks, and pause between two attempts.
