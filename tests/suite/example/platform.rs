@@ -212,9 +212,20 @@ async fn the_database_keeps_the_rules_of_money_by_itself() {
         order.id
     );
     assert_eq!(service.database().try_as_service(&second).await, Err("23505".to_owned()), "one live payment");
-    let cheaper = second.replace("2580", "1");
-    let rejected = service.database().try_as_service(&cheaper).await;
-    assert!(["23505", "23503"].contains(&rejected.unwrap_err().as_str()), "of the order's amount");
+    let unpaid = service.customer().await.places_an_order().await;
+    let live = second.replace(&order.id.to_string(), &unpaid.id.to_string());
+    assert_eq!(service.database().try_as_service(&live).await, Ok(()));
+    for (ours, others) in [("2580", "2581"), ("EUR", "USD")] {
+        let differs = live.replace(ours, others);
+        assert_eq!(service.database().try_as_service(&differs).await, Err("23503".to_owned()), "{others}");
+    }
+    let known = |column: &str| format!("(select {column} from payments where id = '{payment}')");
+    let of_its_key = live.replace("gen_random_uuid(), 2580", &format!("{}, 2580", known("gateway_key")));
+    let of_its_charge =
+        format!("{live}; update payments set gateway_charge_id = {}", known("gateway_charge_id"));
+    for twice in [of_its_key, of_its_charge] {
+        assert_eq!(service.database().try_as_service(&twice).await, Err("23505".to_owned()), "{twice}");
+    }
 }
 
 #[tokio::test]

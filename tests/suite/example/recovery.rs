@@ -181,7 +181,11 @@ async fn a_rejection_after_an_unanswered_attempt_proves_nothing() {
     service.gateway().faults().set(no_webhooks());
     eventually("it is resent and rejected", async || (service.sends_of(id).await > sent).then_some(())).await;
     wait_for_another_poll(&service, id).await;
-    assert_eq!(payment(&service, id).await["status"], "processing");
+    let sent = service.sends_of(id).await;
+    let open = payment(&service, id).await;
+    assert_eq!(open["status"], "processing");
+    let attempts = usize::try_from(open["attempts"].as_i64().unwrap()).unwrap();
+    assert!(attempts >= sent, "{attempts} attempts are counted, and {sent} were sent");
     let _still_taken = order.pay("pm_card_ok").await.is_problem(409, "conflict");
     service.invariants_hold().await;
 }
