@@ -57,7 +57,8 @@ impl Config {
     }
 
     fn check(&self, reader: &mut Reader) {
-        let Self { process, database, http, slices, shutdown, .. } = self;
+        let Self { process, database, http, accounts, slices, shutdown, .. } = self;
+        accounts.check(reader);
         slices.check(process.environment, http, reader);
         database.check(process.environment, reader);
         // The rule uses the effective grace period, which has a default of 5 seconds outside of development and test.

@@ -9,13 +9,23 @@ use sqlx::{
     AssertSqlSafe, Connection, PgConnection,
     migrate::{AppliedMigration, Migrate, Migrator},
 };
+use tokio::time::sleep;
 
 use crate::{
     audit::{Event, EventResult, EventType},
-    database::{ConnectError, Settings, newest_version, sqlstate, unmet_requirements, wait_until_reachable},
+    database::{
+        self, ConnectError, Settings, newest_version, sqlstate, unmet_requirements, wait_until_reachable,
+    },
 };
 
 const TABLE: &str = "_sqlx_migrations";
+
+/// The statement that limits the wait for a lock. Most changes of a table need an exclusive lock. While a migration
+/// waits for a long reader such as a backup, every later statement on the table queues behind it.
+const LIMIT_LOCK_WAITS: &str = "set lock_timeout = '1s'";
+
+/// Pause between two attempts, in which the statements that have queued are executed.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Settings of the service's role. They are not start-up options of the connections, because a pooler in transaction
 /// mode rejects such options.
@@ -86,18 +96,21 @@ pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migra
         return Err(MigrateError::Requirements(unmet));
     }
     // sqlx's own lock covers neither the creation of its table nor the grants below.
-    sqlx::raw_sql("select pg_advisory_lock(hashtext('migrate'))")
-        .execute(&mut connection)
-        .await
-        .map_err(sqlx::migrate::MigrateError::from)?;
+    execute(&mut connection, "select pg_advisory_lock(hashtext('migrate'))").await?;
     let before = applied(&mut connection).await?;
-    if is_newer(&mut connection, migrations, &before).await? {
-        tracing::warn!("skipped the migrations: the schema is newer than this release");
-    } else {
-        migrations.run(&mut connection).await?;
+    execute(&mut connection, LIMIT_LOCK_WAITS).await?;
+    while let Err(error) = apply(&mut connection, migrations, &before).await {
+        if !database::is_lock_timeout(&error) {
+            return Err(error);
+        }
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "another transaction holds a lock that a migration needs; a retry follows"
+        );
+        sleep(LOCK_RETRY_INTERVAL).await;
     }
+    execute(&mut connection, "reset lock_timeout").await?;
     let after = applied(&mut connection).await?;
-    begin_audit_epoch(&mut connection).await.map_err(sqlx::migrate::MigrateError::from)?;
     grant_rights(&mut connection, owner.username(), &role, settings.statement_timeout)
         .await
         .map_err(|source| MigrateError::Rights { role, source })?;
@@ -105,6 +118,26 @@ pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migra
     let _closed = connection.close().await;
     let version = after.iter().map(|migration| migration.version).max().unwrap_or(0);
     Ok(MigrationReport { applied: after.len() - before.len(), version })
+}
+
+/// Applies the missing migrations, and begins an audit epoch if necessary. Each migration is a transaction of its own,
+/// so after an error this can be repeated.
+async fn apply(
+    connection: &mut PgConnection,
+    migrations: &Migrator,
+    applied: &[AppliedMigration],
+) -> Result<(), MigrateError> {
+    if is_newer(connection, migrations, applied).await? {
+        tracing::warn!("skipped the migrations: the schema is newer than this release");
+    } else {
+        migrations.run(&mut *connection).await?;
+    }
+    Ok(begin_audit_epoch(connection).await.map_err(sqlx::migrate::MigrateError::from)?)
+}
+
+async fn execute(connection: &mut PgConnection, statement: &'static str) -> Result<(), MigrateError> {
+    let executed = sqlx::raw_sql(statement).execute(connection).await;
+    executed.map(drop).map_err(|error| sqlx::migrate::MigrateError::from(error).into())
 }
 
 async fn applied(connection: &mut PgConnection) -> Result<Vec<AppliedMigration>, MigrateError> {

@@ -6,7 +6,7 @@
 use std::{num::NonZeroU32, sync::Arc, thread::available_parallelism};
 
 use argon2::{
-    Algorithm, Argon2, Params, Version,
+    Algorithm, Argon2, Version,
     password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash},
 };
 use tokio::sync::Semaphore;
@@ -46,13 +46,9 @@ pub enum PasswordError {
 impl Passwords {
     /// Creates a hasher with the parameters of the settings.
     pub fn new(settings: &Settings) -> Self {
-        let params = Params::new(
-            settings.argon2_memory_kib.get(),
-            settings.argon2_iterations.get(),
-            settings.argon2_parallelism.get(),
-            None,
-        );
-        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params.unwrap_or_default());
+        // The settings are checked, so the default is never used.
+        let params = settings.argon2_params().unwrap_or_default();
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         let dummy_hash = argon2.hash_password(b"dummy").map(|hash| hash.to_string()).unwrap_or_default();
         let cores = available_parallelism().map_or(1, std::num::NonZero::get);
         let permits = settings

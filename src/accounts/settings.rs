@@ -1,13 +1,17 @@
 //! The settings of users and sessions.
 use std::{num::NonZeroU32, time::Duration};
 
-use platform::settings::values::{count, positive, seconds};
+use argon2::Params;
+use platform::settings::{
+    Reader,
+    values::{positive, positive_seconds, rate},
+};
 
 platform::groups! {
     /// Users and sessions.
     accounts: Settings {
         /// Lifetime of a session, in seconds.
-        "SESSION_TTL_SECONDS" session_ttl: Duration = seconds, default("43200");
+        "SESSION_TTL_SECONDS" session_ttl: Duration = positive_seconds, default("43200");
         /// Memory of one password hash, in KiB.
         "ARGON2_MEMORY_KIB" argon2_memory_kib: NonZeroU32 = positive, default("19456");
         /// Passes of one password hash.
@@ -17,10 +21,32 @@ platform::groups! {
         /// Concurrent password hashes for logins, and as many for registrations. Unset: half of the cores, within 256 MiB in total.
         "PASSWORD_HASHING_CONCURRENCY" password_hashing_concurrency: NonZeroU32 = positive, optional;
         /// Logins and registrations per minute of one address. 0 is off.
-        "LOGIN_RATE_PER_ADDRESS_PER_MINUTE" login_rate: u32 = count, default("30");
+        "LOGIN_RATE_PER_ADDRESS_PER_MINUTE" login_rate: u32 = rate, default("30");
         /// Failed logins of one account from one address before that address is locked out (NIST AC-7).
         "LOGIN_ATTEMPTS_BEFORE_LOCKOUT" attempts_before_lockout: NonZeroU32 = positive, default("5");
         /// Duration of a lockout, in seconds.
-        "LOCKOUT_SECONDS" lockout: Duration = seconds, default("900");
+        "LOCKOUT_SECONDS" lockout: Duration = positive_seconds, default("900");
+    }
+}
+
+impl Settings {
+    /// Returns the parameters of password hashes.
+    ///
+    /// # Errors
+    /// If argon2 does not support the combination.
+    pub fn argon2_params(&self) -> Result<Params, argon2::Error> {
+        Params::new(
+            self.argon2_memory_kib.get(),
+            self.argon2_iterations.get(),
+            self.argon2_parallelism.get(),
+            None,
+        )
+    }
+
+    /// Checks the rules between these settings.
+    pub fn check(&self, reader: &mut Reader) {
+        if self.argon2_params().is_err() {
+            reader.mistake("ARGON2_MEMORY_KIB", "must be at least eight times ARGON2_PARALLELISM");
+        }
     }
 }

@@ -61,7 +61,11 @@ pub(super) fn execute(arguments: &ArgMatches) -> Outcome {
 
 fn create(arguments: &ArgMatches) -> Outcome {
     let (accounts_settings, database_settings) = reader(arguments)?
-        .finish(|reader| accounts::Settings::read(reader).zip(database::Settings::read(reader)))
+        .finish(|reader| {
+            let accounts = accounts::Settings::read(reader)?;
+            accounts.check(reader);
+            Some(accounts).zip(database::Settings::read(reader))
+        })
         .map_err(|mistakes: Mistakes| mistakes)?;
     let email = email_of(arguments)?;
     let role = Role::parse(&text_of(arguments, "role"))

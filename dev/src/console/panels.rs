@@ -72,7 +72,7 @@ pub(super) const DATABASE_PANELS: &[Panel] = &[
     },
 ];
 
-/// The figures: a name and a PromQL query each.
+/// The figures: a name and a `PromQL` query each.
 pub(super) const FIGURES: &[(&str, &str)] = &[
     ("requests", "sum(rate(http_requests_total[WINDOW]))"),
     ("errors", r#"sum(rate(http_requests_total{status=~"5.."}[WINDOW]))"#),

@@ -40,7 +40,7 @@ pub(crate) const PANELS: &[Panel] = &[
     },
 ];
 
-/// The figures: a name and a PromQL query each.
+/// The figures: a name and a `PromQL` query each.
 pub(crate) const FIGURES: &[(&str, &str)] = &[
     ("orders", "sum(orders_created_total)"),
     ("succeeded", r#"sum(payments_total{outcome="succeeded"})"#),

@@ -146,10 +146,12 @@ impl Event {
     }
 
     /// Adds a detail to the metadata, unless `value` is null. Callers must never add a secret. They must not add a
-    /// fractional number either, because such an event cannot be sealed.
+    /// fractional number either, because such an event cannot be sealed. NUL is replaced, because
+    /// PostgreSQL would reject the whole event.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
-        let value = value.into();
+        let mut value = value.into();
+        replace_nul(&mut value);
         if !value.is_null() {
             self.metadata.insert(key.to_owned(), value);
         }
@@ -193,6 +195,16 @@ impl Event {
     }
 }
 
+/// Replaces NUL in all texts by the replacement character.
+fn replace_nul(value: &mut Value) {
+    match value {
+        Value::String(text) if text.contains('\0') => *text = text.replace('\0', "\u{fffd}"),
+        Value::Array(items) => items.iter_mut().for_each(replace_nul),
+        Value::Object(fields) => fields.values_mut().for_each(replace_nul),
+        _ => {}
+    }
+}
+
 /// Maximum number of characters of a reason.
 const MAX_REASON_CHARACTERS: usize = 500;
 
@@ -209,4 +221,23 @@ pub fn parse_reason(text: &str) -> Result<String, String> {
         return Err(format!("must be 1 to {MAX_REASON_CHARACTERS} characters in one line"));
     }
     Ok(reason.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_detail_has_no_nul() {
+        let event = Event::change("things", "create")
+            .with("text", "a\0b")
+            .with("texts", vec!["\0", "c"])
+            .with("object", json!({ "inner": ["d\0"], "number": 1 }));
+        let metadata = &event.to_json()["metadata"];
+        assert_eq!(metadata["text"], "a\u{fffd}b");
+        assert_eq!(metadata["texts"], json!(["\u{fffd}", "c"]));
+        assert_eq!(metadata["object"], json!({ "inner": ["d\u{fffd}"], "number": 1 }));
+    }
 }

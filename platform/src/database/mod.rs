@@ -268,14 +268,17 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
 
 /// Returns whether the first database error in the chain of causes is transient ([`is_transient`]).
 pub fn has_transient_cause(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref() {
-            return is_transient(error);
-        }
-        cause = error.source();
-    }
-    false
+    cause(error).is_some_and(is_transient)
+}
+
+/// Returns whether an error was caused by a statement that waited for a lock for longer than `lock_timeout`.
+pub(crate) fn is_lock_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
+    cause(error).and_then(sqlstate).is_some_and(|code| code == "55P03")
+}
+
+/// Returns the error of the database among an error and its causes.
+fn cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a sqlx::Error> {
+    std::iter::successors(Some(error), |&error| error.source()).find_map(|error| error.downcast_ref())
 }
 
 /// Returns whether a connection is unusable after this error.

@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, time::Duration};
 use super::DatabaseUrl;
 use crate::settings::{
     Environment, Reader,
-    values::{flag, milliseconds, positive, seconds},
+    values::{flag, milliseconds, pool_size, seconds},
 };
 
 crate::groups! {
@@ -15,7 +15,7 @@ crate::groups! {
         /// URL of the database with its owner, for `migrate`, `MIGRATE_ON_START` and `audit export`. Unset: `DATABASE_URL`.
         "DATABASE_MIGRATION_URL" migration_url: DatabaseUrl = database_url, optional, secret;
         /// Maximum number of connections in the pool.
-        "DATABASE_MAX_CONNECTIONS" max_connections: NonZeroU32 = positive, default("16");
+        "DATABASE_MAX_CONNECTIONS" max_connections: NonZeroU32 = pool_size, default("16");
         /// Timeout of a request's wait for a pool connection, in milliseconds.
         "DATABASE_ACQUIRE_TIMEOUT_MS" acquire_timeout: Duration = milliseconds, default("2000");
         /// Timeout of a statement, in milliseconds; `migrate` sets it on the service's role.

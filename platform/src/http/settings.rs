@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 
 use crate::settings::values::{
-    address, count, forwarded_header, list_of_networks, list_of_origins, milliseconds, positive, secret,
+    address, count, forwarded_header, list_of_networks, list_of_origins, milliseconds, positive, rate, secret,
 };
 
 crate::groups! {
@@ -25,7 +25,7 @@ crate::groups! {
         /// Deadline of a request, in milliseconds.
         "REQUEST_TIMEOUT_MS" request_timeout: Duration = milliseconds, default("10000");
         /// Maximum size of a request body, in bytes.
-        "REQUEST_BODY_LIMIT_BYTES" body_limit: usize = count, default("65536");
+        "REQUEST_BODY_LIMIT_BYTES" body_limit: usize = positive, default("65536");
         /// Maximum number of requests in flight. More are rejected with 503.
         "MAX_REQUESTS_IN_FLIGHT" max_requests_in_flight: usize = positive, default("512");
         /// Maximum number of requests of one address in flight. More are rejected with 429. 0 is off.
@@ -45,8 +45,8 @@ crate::groups! {
         /// Origins (comma-separated) from which browsers are allowed to call. None: CORS is off.
         "CORS_ALLOWED_ORIGINS" cors_allowed_origins: Vec<HeaderValue> = list_of_origins, default("");
         /// Sustained requests per second of one caller; bursts of ten times that rate. 0 is off.
-        "RATE_LIMIT_CALLER_PER_SECOND" rate_limit_caller: u32 = count, default("50");
+        "RATE_LIMIT_CALLER_PER_SECOND" rate_limit_caller: u32 = rate, default("50");
         /// Sustained requests per second of one address; bursts of ten times that rate. 0 is off.
-        "RATE_LIMIT_ADDRESS_PER_SECOND" rate_limit_address: u32 = count, default("100");
+        "RATE_LIMIT_ADDRESS_PER_SECOND" rate_limit_address: u32 = rate, default("100");
     }
 }

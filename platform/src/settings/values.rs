@@ -1,6 +1,9 @@
 //! Parsers for the text of settings. Each error states the expected format and never repeats the text, which may be a
 //! secret.
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeMap, fmt::Display, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr,
+    time::Duration,
+};
 
 use axum::http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
@@ -36,6 +39,29 @@ pub fn positive<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().ok().filter(|_| !is_zero).ok_or_else(|| "must be a whole number, 1 or more".into())
 }
 
+/// Returns a number if it is at most `max`.
+fn bounded<T: PartialOrd + Display>(number: T, max: T) -> Result<T, String> {
+    if number <= max { Ok(number) } else { Err(format!("must be at most {max}")) }
+}
+
+/// Parses a number of requests per second or minute. A limiter counts nanoseconds per request, of which a rate above a
+/// billion has none.
+pub fn rate(text: &str) -> Result<u32, String> {
+    bounded(count(text)?, 1_000_000)
+}
+
+/// Parses a number of days. Up to a century before now, every time can be represented.
+pub fn days(text: &str) -> Result<u32, String> {
+    bounded(count(text)?, 36_500)
+}
+
+/// Maximum size of a pool, for which memory is reserved.
+const MAX_POOL_SIZE: NonZeroU32 = NonZeroU32::new(10_000).unwrap();
+
+pub fn pool_size(text: &str) -> Result<NonZeroU32, String> {
+    bounded(positive(text)?, MAX_POOL_SIZE)
+}
+
 /// Maximum number of seconds or milliseconds. It exceeds any sensible duration, and adding it to a time cannot
 /// overflow.
 const MAX_DURATION: u64 = 10 * 365 * 24 * 60 * 60;
@@ -45,6 +71,12 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
         long if long > MAX_DURATION => Err("must be less than ten years".into()),
         seconds => Ok(Duration::from_secs(seconds)),
     }
+}
+
+/// Parses a duration that must not be zero.
+pub fn positive_seconds(text: &str) -> Result<Duration, String> {
+    positive::<std::num::NonZeroU64>(text)?;
+    seconds(text)
 }
 
 pub fn milliseconds(text: &str) -> Result<Duration, String> {
@@ -122,4 +154,28 @@ pub fn labels(text: &str) -> Result<BTreeMap<String, String>, String> {
 
 fn items(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_has_a_maximum_where_arithmetic_needs_one() {
+        assert_eq!(rate("1000000"), Ok(1_000_000));
+        assert_eq!(days("36500"), Ok(36_500));
+        assert_eq!(pool_size("10000").map(NonZeroU32::get), Ok(10_000));
+        assert_eq!(positive_seconds("1"), Ok(Duration::from_secs(1)));
+        for error in [
+            rate("1000001").err(),
+            rate("4294967295").err(),
+            days("36501").err(),
+            pool_size("10001").err(),
+            pool_size("0").err(),
+            positive_seconds("0").err(),
+            positive_seconds("18446744073709551615").err(),
+        ] {
+            assert!(error.unwrap().starts_with("must be "));
+        }
+    }
 }

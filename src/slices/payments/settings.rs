@@ -141,4 +141,25 @@ mod tests {
             assert!(api_key(rejected).is_err(), "{rejected}");
         }
     }
+
+    #[test]
+    fn a_lease_outlasts_a_statement_and_a_gateway_call() {
+        let lease = |interval, statement_timeout, gateway_timeout| {
+            let settings = Settings {
+                gateway_url: "http://localhost".parse().unwrap(),
+                allow_plaintext: false,
+                gateway_api_key: SecretString::from("sk_12345"),
+                webhook_secrets: Vec::new(),
+                gateway_timeout: Duration::from_secs(gateway_timeout),
+                recovery_interval: Duration::from_secs(interval),
+                reconciliation_interval: Duration::from_secs(15),
+                park_after: Duration::from_secs(60),
+            };
+            settings.lease(Duration::from_secs(statement_timeout))
+        };
+        // Otherwise recovery would charge while the request still waits for its first statement.
+        assert!(lease(1, 10, 3) > Duration::from_secs(13));
+        assert!(lease(5, 60, 14) > Duration::from_secs(74));
+        assert_eq!(lease(60, 10, 3), Duration::from_secs(180));
+    }
 }

@@ -7,6 +7,7 @@ use std::{
 
 use dev::harness::{CommandOutput, Service, eventually};
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
+use sqlx::{Connection, Executor, PgConnection};
 
 use super::{
     seals::{cause_three_events, sealing_service, verify, wait_until_everything_is_sealed},
@@ -222,6 +223,41 @@ async fn audited_writes_continue_while_an_export_waits() {
     });
     assert!(finished.succeeded().contains("dropped: audit_events_2021_02"));
     make_audited_writes(&service, 5).await;
+}
+
+#[tokio::test]
+async fn a_drop_gives_way_to_a_reader() {
+    let service = sealing_service().await;
+    old_events(&service, "2021-02", 1).await;
+    // This reader has begun after the command has waited for all others.
+    let reads = reader(&service).await;
+    let mut owner = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
+    let drop = "select drop_exported_audit_partition('audit_events_2021_02', now(), 1, '1', 1, '{}')";
+    let started = Instant::now();
+    let error = owner.execute(drop).await.unwrap_err();
+    assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some("55P03"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    reads.release().await;
+}
+
+#[tokio::test]
+async fn audited_writes_continue_while_a_new_epoch_waits() {
+    let service = sealing_service().await;
+    let customer = service.customer().await;
+    // This simulates a switch to another cluster.
+    service.database().execute("update audit_epochs set system_identifier = 0").await;
+    let reads = reader(&service).await;
+    let (migrated, ()) = tokio::join!(service.command(&["migrate"], &[]), async {
+        service.database().wait_for_blocked_statements(1).await;
+        for _ in 0..5 {
+            let started = Instant::now();
+            let _created = customer.creates().await.is(201);
+            assert!(started.elapsed() < Duration::from_secs(5), "a write took {:?}", started.elapsed());
+        }
+        reads.release().await;
+    });
+    migrated.succeeded();
+    assert_eq!(service.database().number("select count(*) from audit_epochs").await, 2);
 }
 
 fn start_export(service: &Service, file: &str) -> Child {

@@ -1,7 +1,11 @@
 //! Tampering with the audit log by an attacker who bypasses privileges and triggers. Verification finds each change.
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use dev::harness::Service;
+use flate2::{Compression, write::GzEncoder};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use uuid::Uuid;
@@ -372,4 +376,20 @@ async fn a_forged_export_record_does_not_excuse_missing_events() {
         .await;
     let found = verify(&service, &["--heads", &heads]).await;
     assert!(found.stderr.contains("in an export that was not given"), "{}", found.stderr);
+}
+
+#[tokio::test]
+async fn a_finding_is_audited_whatever_text_it_repeats() {
+    let service = sealed_service().await;
+    let scratch = Scratch::new();
+    let file = scratch.path("forged.jsonl.gz");
+    let mut gzip = GzEncoder::new(std::fs::File::create(&file).unwrap(), Compression::fast());
+    gzip.write_all(b"{\"begin\\u0000\":{}}\n").unwrap();
+    gzip.finish().unwrap();
+    let found = verify(&service, &["--exported", &file]).await;
+    assert_eq!(found.code(), Some(1), "{}", found.stdout);
+    assert!(found.stderr.contains("failed to read a line of the export"), "{}", found.stderr);
+    let audited = service.audit_events("action = 'verify' and result = 'failure'").await;
+    let finding = audited[0]["metadata"]["finding"].as_str().unwrap();
+    assert!(finding.contains("`begin\u{fffd}`"), "{finding}");
 }

@@ -192,16 +192,33 @@ fn documents(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-#[test]
-fn every_file_that_a_document_names_or_links_exists() {
+/// Returns the documents for readers of the repository.
+fn all_documents() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found: Vec<_> =
         ["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| root.join(name)).into();
     for directory in ["docs", "deploy"] {
         documents(&root.join(directory), &mut found);
     }
+    found
+}
+
+/// Without the flag, cargo adds the new project to a workspace above it, and that workspace no longer loads.
+#[test]
+fn every_command_that_generates_a_project_has_no_workspace() {
+    for document in all_documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        for command in text.lines().filter(|line| line.starts_with("cargo generate ")) {
+            assert!(command.contains(" --no-workspace "), "{}: {command}", document.display());
+        }
+    }
+}
+
+#[test]
+fn every_file_that_a_document_names_or_links_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut checked = 0;
-    for document in found {
+    for document in all_documents() {
         let text = fs::read_to_string(&document).unwrap();
         let prose: String = text.split("```").step_by(2).collect();
         let links = prose.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());

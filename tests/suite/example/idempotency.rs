@@ -71,7 +71,16 @@ async fn a_key_cannot_be_reused_for_a_different_request() {
         customer.pay(order, "pm_card_declined").key("other").await.is_problem(422, "idempotency-key-reused");
     let another = customer.places_an_order().await;
     let _other_order = another.pay("pm_card_ok").key("other").await.is_problem(422, "idempotency-key-reused");
+    let _invalid_card = customer.pay(order, "").key("other").await.is_problem(422, "idempotency-key-reused");
     assert_eq!(customer.pay(order, "pm_card_ok").key("other").await.is(201).text, paid.text);
+
+    let support = service.support().await;
+    let refunded = support.refund(paid.id(), Some(100)).key("back").await.is(201);
+    for other in [Some(200), Some(0), Some(i64::MAX), None] {
+        let other = support.refund(paid.id(), other).key("back").await;
+        let _other_amount = other.is_problem(422, "idempotency-key-reused");
+    }
+    assert_eq!(support.refund(paid.id(), Some(100)).key("back").await.is(201).text, refunded.text);
     service.invariants_hold().await;
 }
 

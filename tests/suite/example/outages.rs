@@ -260,15 +260,19 @@ async fn a_known_key_is_replayed_while_the_gateway_is_down() {
     let paid = customer.places_an_order().await;
     let payment = paid.pay("pm_card_ok");
     let first = payment.clone().await.is(201);
+    let refund = service.support().await.refund(first.id(), Some(100));
+    let refunded = refund.clone().await.is(201);
     service.gateway().faults().set(Faults { error_rate: 1.0, ..Faults::default() });
     eventually("the breaker opens", async || {
         let order = customer.places_an_order().await;
         (order.pay("pm_card_ok").await.status == 503).then_some(())
     })
     .await;
-    let replayed = payment.await.is(201);
-    assert!(replayed.is_replayed());
-    assert_eq!(replayed.text, first.text);
+    for (request, first) in [(payment, first), (refund, refunded)] {
+        let replayed = request.await.is(201);
+        assert!(replayed.is_replayed());
+        assert_eq!(replayed.text, first.text);
+    }
 }
 
 #[tokio::test]

@@ -1,4 +1,6 @@
 //! Platform behaviour in the example domain, with orders and payments.
+use std::time::{Duration, Instant};
+
 use dev::{
     example::gateway::{Charge, ChargeStatus, Event, Faults, Webhooks},
     harness::{Collector, MUG, PASSWORD, Signal, eventually},
@@ -209,17 +211,50 @@ async fn the_database_itself_enforces_the_rules_of_payments() {
          values (gen_random_uuid(), '{}', gen_random_uuid(), 2580, 'EUR', '', 'x')",
         order.id
     );
-    assert_eq!(
-        service.database().try_as_service(&second).await,
-        Err("23505".to_owned()),
-        "an order has one live payment"
-    );
-    let cheaper = second.replace("2580", "1");
-    let rejected = service.database().try_as_service(&cheaper).await;
-    assert!(
-        ["23505", "23503"].contains(&rejected.unwrap_err().as_str()),
-        "a payment has the amount of its order"
-    );
+    assert_eq!(service.database().try_as_service(&second).await, Err("23505".to_owned()), "one live payment");
+    let unpaid = service.customer().await.places_an_order().await;
+    let live = second.replace(&order.id.to_string(), &unpaid.id.to_string());
+    assert_eq!(service.database().try_as_service(&live).await, Ok(()));
+    for (ours, others) in [("2580", "2581"), ("EUR", "USD")] {
+        let differs = live.replace(ours, others);
+        assert_eq!(service.database().try_as_service(&differs).await, Err("23503".to_owned()), "{others}");
+    }
+    let known = |column: &str| format!("(select {column} from payments where id = '{payment}')");
+    let of_its_key = live.replace("gen_random_uuid(), 2580", &format!("{}, 2580", known("gateway_key")));
+    let of_its_charge =
+        format!("{live}; update payments set gateway_charge_id = {}", known("gateway_charge_id"));
+    for twice in [of_its_key, of_its_charge] {
+        assert_eq!(service.database().try_as_service(&twice).await, Err("23505".to_owned()), "{twice}");
+    }
+}
+
+#[tokio::test]
+async fn requests_continue_while_a_migration_waits_for_a_reader() {
+    let service = service().await;
+    let customer = service.customer().await;
+    let payment = customer.places_an_order().await.pay_successfully().await;
+    // This undoes a migration that changes tables which requests use.
+    service
+        .database()
+        .execute(
+            "drop table reconciliations;
+             alter table payments drop column listed_at;
+             alter table refunds drop column listed_at;
+             delete from _sqlx_migrations where version = 11",
+        )
+        .await;
+    // A backup keeps such a transaction open for its whole run.
+    let reader = service.database().hold("select count(*) from payments").await;
+    let (migrated, ()) = tokio::join!(service.command(&["migrate"], &[]), async {
+        service.database().wait_for_blocked_statements(1).await;
+        for _ in 0..5 {
+            let started = Instant::now();
+            let _shown = customer.get(format!("/v1/payments/{payment}")).await.is(200);
+            assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+        }
+        reader.release().await;
+    });
+    assert!(migrated.succeeded().starts_with("applied 1 migrations"));
 }
 
 #[tokio::test]

@@ -190,8 +190,12 @@ async fn recovery_does_not_fail_a_payment_on_a_rejection() {
     })
     .await;
     wait_for_another_poll(&service, id).await;
-    assert_eq!(payment(&service, id).await["status"], "processing");
-    let _still_in_progress = order.pay("pm_card_ok").await.is_problem(409, "conflict");
+    let sent = service.count_requests_for(id).await;
+    let open = payment(&service, id).await;
+    assert_eq!(open["status"], "processing");
+    let attempts = usize::try_from(open["attempts"].as_i64().unwrap()).unwrap();
+    assert!(attempts >= sent, "{attempts} attempts are counted, and {sent} were sent");
+    let _still_taken = order.pay("pm_card_ok").await.is_problem(409, "conflict");
     service.invariants_hold().await;
 }
 

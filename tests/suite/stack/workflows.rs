@@ -221,6 +221,25 @@ fn executables_of_the_image_list_their_crates() {
 }
 
 #[test]
+fn a_container_is_unhealthy_only_if_its_process_is() {
+    // A container without a database is not ready, and its restart would not help.
+    let dockerfile = fs::read_to_string(repository().join("Dockerfile")).unwrap();
+    let check = dockerfile.split("HEALTHCHECK").nth(1).unwrap();
+    assert!(check.contains("/healthz\"]") && !check.contains("/readyz"), "{check}");
+}
+
+/// A checkout with other line endings would change the checksums of the migrations.
+#[test]
+fn a_checkout_has_the_same_bytes_on_every_system() {
+    let attributes = fs::read_to_string(repository().join(".gitattributes")).unwrap();
+    assert!(attributes.lines().any(|line| line == "* text=auto eol=lf"), "{attributes}");
+    let migrations = fs::read_dir(repository().join("migrations")).unwrap();
+    for migration in migrations.map(|entry| entry.unwrap().path()) {
+        assert!(!fs::read(&migration).unwrap().contains(&b'\r'), "{}", migration.display());
+    }
+}
+
+#[test]
 fn actionlint_finds_nothing() {
     let Some(actionlint) = tool("actionlint") else { return };
     // Each file is an argument, because the linter would otherwise search for a repository, and a new project may have

@@ -128,3 +128,14 @@ async fn a_change_of_the_log_level_is_audited() {
     .await;
     assert!(event.to_string().contains("app=debug"), "{event:#}");
 }
+
+#[tokio::test]
+async fn a_log_level_that_cannot_be_audited_is_rejected() {
+    let service = service().await;
+    let before = log_level(&service).await;
+    // PostgreSQL stores no NUL, so the event of this change could never be recorded.
+    let change = json!({ "filter": "off,a\0b=info" }).to_string();
+    let (status, body) = service.operate(Method::PUT, "/log-level", &change).await.unwrap();
+    assert_eq!(status, 422, "{body}");
+    assert_eq!(log_level(&service).await, before);
+}

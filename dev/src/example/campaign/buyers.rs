@@ -84,7 +84,7 @@ impl Buyers {
             .fetch_all(&mut connection)
             .await?;
         connection.close().await?;
-        let stop = watch::Sender::new(false);
+        let stop_signal = watch::Sender::new(false);
         let shop = Arc::new(Shop {
             client: http::client(Duration::from_secs(15))?,
             api: test_bed.api_url()?,
@@ -93,7 +93,7 @@ impl Buyers {
             token: tokio::sync::Mutex::default(),
             purchases: Mutex::default(),
             report: Mutex::new(FailoverReport::new(mode)),
-            stopped: stop.subscribe(),
+            stopped: stop_signal.subscribe(),
         });
         let mut tasks = JoinSet::new();
         for _ in 0..BUYERS {
@@ -101,7 +101,7 @@ impl Buyers {
         }
         Ok(Self {
             shop,
-            stop,
+            stop: stop_signal,
             tasks,
             probes: JoinSet::new(),
             recoveries: Vec::new(),

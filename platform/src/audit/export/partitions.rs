@@ -11,7 +11,7 @@ use super::{
     super::{Event, EventResult, EventType, canonical::EventPosition},
     ExportError, POLL_INTERVAL,
 };
-use crate::database::instrument_query;
+use crate::database::{instrument_query, is_lock_timeout};
 
 /// Maximum time to wait for transactions that hold a lock on a partition or on the whole table.
 const UNLOCK_TIMEOUT: Duration = Duration::from_mins(1);
@@ -73,11 +73,6 @@ async fn drop_partition(
             Err(error) => return Err(error.into()),
         }
     }
-}
-
-fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    let error = error.as_database_error();
-    error.and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }
 
 /// Waits until every transaction that holds a lock on the audit log at the time of the call has ended. Returns an error

@@ -71,6 +71,9 @@ fn parse(expression: &str) -> Result<EnvFilter, String> {
                 .to_owned(),
         );
     }
+    if expression.contains(|letter: char| letter.is_control() && !letter.is_whitespace()) {
+        return Err("control characters are not supported".to_owned());
+    }
     if expression.trim().is_empty() {
         return Err("an empty filter logs errors only: write error or off".to_owned());
     }
@@ -109,7 +112,7 @@ mod tests {
     #[test]
     fn an_invalid_filter_changes_nothing() {
         let (_layer, filter) = reloadable(Environment::Production, None).unwrap();
-        for wrong in ["app=loud", "info,app=debug=trace", "[request]=debug", " "] {
+        for wrong in ["app=loud", "info,app=debug=trace", "[request]=debug", " ", "off,a\0=info"] {
             assert!(filter.set(wrong).is_err(), "{wrong}");
         }
         assert_eq!(filter.current(), "info");

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::slices::payments::{
-    gateway::{Charge, ChargeStatus, GatewayId},
+    gateway::{Charge, ChargeStatus, GatewayId, GatewayRefund, GatewayRefundStatus},
     gateway_key::GatewayKey,
 };
 
@@ -36,6 +36,26 @@ fn a_mismatched_charge_settles_nothing() {
     assert_eq!(check(&charge(random_key(), 100, "EUR", ChargeStatus::Succeeded)), Err(Mismatch("reference")));
     assert_eq!(check(&charge(id, 101, "EUR", ChargeStatus::Succeeded)), Err(Mismatch("amount")));
     assert_eq!(check(&charge(id, 100, "USD", ChargeStatus::Succeeded)), Err(Mismatch("currency")));
+}
+
+#[test]
+fn a_mismatched_refund_settles_nothing() {
+    let (key, charge_id) = (random_key(), GatewayId::try_from("ch_1".to_owned()).unwrap());
+    let id = GatewayId::try_from("re_1".to_owned()).unwrap();
+    let status = GatewayRefundStatus::Succeeded;
+    let refund = GatewayRefund { id, reference: key, charge_id, status, amount: 100 };
+    let check = |refund: &GatewayRefund| check_refund(key, 100, "ch_1", refund);
+    assert!(check(&refund).is_ok_and(|settlement| settlement.succeeded));
+    let failed = GatewayRefund { status: GatewayRefundStatus::Failed, ..refund.clone() };
+    assert!(check(&failed).is_ok_and(|settlement| !settlement.succeeded));
+    let other = GatewayId::try_from("ch_2".to_owned()).unwrap();
+    for (refund, what) in [
+        (GatewayRefund { reference: random_key(), ..refund.clone() }, "reference"),
+        (GatewayRefund { amount: 101, ..refund.clone() }, "amount"),
+        (GatewayRefund { charge_id: other, ..refund }, "charge"),
+    ] {
+        assert_eq!(check(&refund), Err(Mismatch(what)));
+    }
 }
 
 #[test]
