@@ -138,6 +138,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_parameters_of_a_hash_are_neither_its_salt_nor_its_sum() {
+        let hash = |parameters, rest| format!("$argon2id$v=19${parameters}${rest}");
+        let weak = hash("m=64,t=1,p=1", "c2FsdA$aGFzaA");
+        assert_eq!(parameters(&weak), Some("$argon2id$v=19$m=64,t=1,p=1"));
+        assert_eq!(parameters(&weak), parameters(&hash("m=64,t=1,p=1", "b3RoZXI$b3RoZXI")));
+        assert_ne!(parameters(&weak), parameters(&hash("m=64,t=2,p=1", "c2FsdA$aGFzaA")));
+    }
+
+    #[test]
     fn hashing_permits_follow_the_cores_within_a_bound_of_memory() {
         let permits = |cores, memory_kib| default_permits(cores, NonZeroU32::new(memory_kib).unwrap());
         assert_eq!([permits(1, 19_456), permits(2, 19_456), permits(8, 19_456)], [1, 1, 4]);

@@ -271,7 +271,8 @@ pub(super) async fn seal_next(database: &Database) -> Result<Option<SealResult>,
     Ok(Some(SealResult { head, more: i64::from(seal.event_count) == BATCH }))
 }
 
-fn seal(
+/// Returns the seal over these events.
+pub(super) fn seal(
     previous: Head,
     horizon: Horizon,
     first: EventPosition,
