@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    KnownHeads,
+    ExternalExport, KnownHeads,
     canonical::{EventPosition, Seal, StoredEvent},
     chain::{Chain, ExportRecord, Exports, RestoreRecord, Restores, Verdict},
     parse_reason,
@@ -286,5 +286,20 @@ fn a_reason_is_one_line_of_at_most_500_characters() {
     assert!(parse_reason(&"\u{e4}".repeat(500)).is_ok());
     for rejected in ["", "  ", "two\nlines", "a\u{0}", &"a".repeat(501)] {
         assert!(parse_reason(rejected).is_err(), "{rejected:?}");
+    }
+}
+
+#[test]
+fn an_export_outside_of_the_database_is_a_hash_or_a_file() {
+    let is_hash = |text: &str| match text.parse::<ExternalExport>().unwrap() {
+        ExternalExport::Sha256(hash) => hash == text.to_lowercase(),
+        ExternalExport::File(path) => {
+            assert_eq!(path.as_os_str(), text);
+            false
+        }
+    };
+    assert!(is_hash(&"5E1f".repeat(16)));
+    for file in ["", "5e1f", &"a".repeat(63), &"a".repeat(65), &"g".repeat(64), "audit.gz"] {
+        assert!(!is_hash(file), "{file}");
     }
 }
