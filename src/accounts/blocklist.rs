@@ -39,6 +39,7 @@ mod tests {
         {
             assert!(is_refused(common), "{common}");
         }
+        assert!(is_refused("123456789ABCDe"), "the list has it with these capital letters only");
         for repeated in ["aaaaaaaaaaaa", "abcdefghij", "abcabcabc"] {
             assert!(is_refused(repeated), "{repeated}");
         }

@@ -135,7 +135,37 @@ async fn bounded<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use platform::settings::Reader;
+
     use super::*;
+
+    /// Returns a hasher of low cost.
+    fn passwords(iterations: &'static str) -> Passwords {
+        let source = move |name: &str| match name {
+            "ARGON2_MEMORY_KIB" => Some("64".to_owned()),
+            "ARGON2_ITERATIONS" => Some(iterations.to_owned()),
+            _ => None,
+        };
+        Passwords::new(&Settings::read(&mut Reader::new(source)).unwrap())
+    }
+
+    #[tokio::test]
+    async fn only_the_password_of_an_existing_user_is_verified() {
+        let passwords = passwords("1");
+        let secret = Password::new("correct horse");
+        let hash = passwords.hash(&secret).await.unwrap();
+        assert!(passwords.verify(&secret, Some(hash.clone())).await.unwrap());
+        assert!(!passwords.verify(&Password::new("battery staple"), Some(hash)).await.unwrap());
+        assert!(!passwords.verify(&secret, None).await.unwrap());
+        assert!(!passwords.verify(&Password::new("nobody"), None).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_hash_with_other_parameters_is_outdated() {
+        let hash = passwords("1").hash(&Password::new("correct horse")).await.unwrap();
+        assert!(!passwords("1").is_outdated(&hash));
+        assert!(passwords("2").is_outdated(&hash));
+    }
 
     #[test]
     fn the_parameters_of_a_hash_are_neither_its_salt_nor_its_sum() {

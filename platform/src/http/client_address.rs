@@ -237,7 +237,7 @@ fn is_port(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
+    use axum::{body::Body, http::HeaderValue};
     use proptest::prelude::*;
 
     use super::*;
@@ -274,6 +274,21 @@ mod tests {
         let found = proxies.client("203.0.113.9".parse().unwrap(), &HeaderMap::new());
         assert!(!found.through_trusted_proxy);
         assert!(proxies.client(PROXY.parse().unwrap(), &HeaderMap::new()).through_trusted_proxy);
+    }
+
+    #[test]
+    fn the_client_is_stored_in_a_request_of_a_known_peer() {
+        let request =
+            || Request::get("/path").header("x-forwarded-for", "192.0.2.1").body(Body::empty()).unwrap();
+        let peer = SocketAddr::from(([10, 0, 0, 1], 4711));
+        let mut of_a_peer = request();
+        of_a_peer.extensions_mut().insert(ConnectInfo(peer));
+        let found = find(&proxies("x-forwarded-for"), of_a_peer);
+        assert_eq!(found.uri(), "/path");
+        let client = found.extensions().get::<ClientAddress>().unwrap();
+        assert_eq!(client.address.to_string(), "192.0.2.1");
+        let without = find(&proxies("x-forwarded-for"), request());
+        assert!(without.extensions().get::<ClientAddress>().is_none());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::slices::payments::{
-    gateway::{Charge, ChargeStatus, GatewayId},
+    gateway::{Charge, ChargeStatus, GatewayId, GatewayRefund, GatewayRefundStatus},
     gateway_key::GatewayKey,
 };
 
@@ -45,6 +45,64 @@ fn an_unknown_decline_code_is_a_decline_all_the_same() {
     declined.decline_code = Some("moon_phase".into());
     let settlement = judge_charge(id, 100, "EUR", &declined).unwrap();
     assert_eq!(settlement.reason(), Some(FailureReason::DeclinedOther));
+}
+
+#[test]
+fn the_reason_of_a_decline_is_the_banks() {
+    let id = a_key();
+    for (code, reason) in [
+        (Some("insufficient_funds"), FailureReason::InsufficientFunds),
+        (Some("card_expired"), FailureReason::CardExpired),
+        (Some("fraud_suspected"), FailureReason::FraudSuspected),
+        (None, FailureReason::DeclinedOther),
+    ] {
+        let mut declined = charge(id, 100, "EUR", ChargeStatus::Declined);
+        declined.decline_code = code.map(ToOwned::to_owned);
+        let settlement = judge_charge(id, 100, "EUR", &declined).unwrap();
+        assert_eq!((settlement.reason(), settlement.charge_id()), (Some(reason), Some("ch_1")));
+    }
+}
+
+#[test]
+fn a_mismatched_refund_settles_nothing() {
+    let id = a_key();
+    let refund = |reference, amount, charge_id: &str, status| GatewayRefund {
+        id: GatewayId::try_from("re_1".to_owned()).unwrap(),
+        reference,
+        charge_id: GatewayId::try_from(charge_id.to_owned()).unwrap(),
+        status,
+        amount,
+    };
+    let judge = |found: &GatewayRefund| judge_refund(id, 100, "ch_1", found);
+    for (status, succeeded) in [(GatewayRefundStatus::Succeeded, true), (GatewayRefundStatus::Failed, false)]
+    {
+        let settlement = RefundSettlement { succeeded, gateway_refund_id: Some("re_1".to_owned()) };
+        assert_eq!(judge(&refund(id, 100, "ch_1", status)), Ok(settlement));
+        assert_eq!(judge(&refund(a_key(), 100, "ch_1", status)), Err(Mismatch("reference")));
+        assert_eq!(judge(&refund(id, 99, "ch_1", status)), Err(Mismatch("amount")));
+        assert_eq!(judge(&refund(id, 100, "ch_2", status)), Err(Mismatch("charge")));
+    }
+}
+
+#[test]
+fn each_status_and_reason_is_read_as_it_is_written() {
+    for status in PaymentStatus::ALL {
+        assert_eq!(PaymentStatus::parse(status.as_str()), Some(status));
+        assert_eq!(json!(status), status.as_str());
+    }
+    for status in [RefundStatus::Processing, RefundStatus::Succeeded, RefundStatus::Failed] {
+        assert_eq!(RefundStatus::parse(status.as_str()), Some(status));
+        assert_eq!(json!(status), status.as_str());
+    }
+    for status in [ChargeStatus::Succeeded, ChargeStatus::Declined] {
+        assert_eq!(serde_json::from_value::<ChargeStatus>(json!(status.as_str())).unwrap(), status);
+    }
+    for status in [GatewayRefundStatus::Succeeded, GatewayRefundStatus::Failed] {
+        assert_eq!(serde_json::from_value::<GatewayRefundStatus>(json!(status.as_str())).unwrap(), status);
+    }
+    let reasons: BTreeSet<_> = FailureReason::ALL.map(FailureReason::as_str).into();
+    assert_eq!(reasons.len(), FailureReason::ALL.len());
+    assert!(PaymentStatus::parse("paid").is_none() && RefundStatus::parse("refunded").is_none());
 }
 
 #[test]
