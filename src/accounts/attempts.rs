@@ -197,3 +197,33 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
         database.run("login_attempts.delete", async |connection| statement.execute(connection).await).await?;
     Ok(deleted.rows_affected())
 }
+
+#[cfg(test)]
+mod tests {
+    use platform::settings::Reader;
+
+    use super::*;
+
+    fn lockout(attempts: &'static str) -> Lockout {
+        let source = move |name: &str| (name == "LOGIN_ATTEMPTS_BEFORE_LOCKOUT").then(|| attempts.to_owned());
+        Lockout::new(&Settings::read(&mut Reader::new(source)).unwrap())
+    }
+
+    #[test]
+    fn the_ceiling_for_the_account_alone_does_not_overflow() {
+        assert_eq!([lockout("1").attempts, lockout("5").attempts, lockout("1000").attempts], [1, 5, 1000]);
+        for attempts in ["214748365", "2147483647", "2147483648", "4294967295"] {
+            assert_eq!(lockout(attempts).attempts, 214_748_364, "{attempts}");
+        }
+    }
+
+    #[test]
+    fn a_pseudonym_depends_on_the_key_and_the_account_alone() {
+        let pseudonym = |key: &str, email| Pseudonym::new(key.as_bytes(), email).to_hex();
+        let ada = pseudonym("key", "ada@example.com");
+        assert_eq!(ada.len(), 64);
+        assert_eq!(pseudonym("key", " Ada@Example.COM "), ada);
+        assert_ne!(pseudonym("other", "ada@example.com"), ada);
+        assert_ne!(pseudonym("key", "bob@example.com"), ada);
+    }
+}

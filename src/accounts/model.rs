@@ -229,6 +229,14 @@ mod tests {
     }
 
     #[test]
+    fn an_address_has_at_most_254_characters() {
+        let address = |local| format!("{}@{}example.com", "a".repeat(local), "b.".repeat(91));
+        assert_eq!(address(60).len(), 254);
+        assert!(Email::parse(&address(60)).is_some());
+        assert!(Email::parse(&address(61)).is_none());
+    }
+
+    #[test]
     fn an_email_address_is_parsed_to_lower_case() {
         assert_eq!(Email::parse(" Ada@Example.COM ").unwrap().as_str(), "ada@example.com");
     }

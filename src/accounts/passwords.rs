@@ -133,7 +133,46 @@ async fn run_blocking<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use platform::settings::Reader;
+
     use super::*;
+
+    /// Returns a hasher of low cost.
+    fn passwords(iterations: &'static str) -> Passwords {
+        let source = move |name: &str| match name {
+            "ARGON2_MEMORY_KIB" => Some("64".to_owned()),
+            "ARGON2_ITERATIONS" => Some(iterations.to_owned()),
+            _ => None,
+        };
+        Passwords::new(&Settings::read(&mut Reader::new(source)).unwrap())
+    }
+
+    #[tokio::test]
+    async fn only_the_password_of_an_existing_user_is_verified() {
+        let passwords = passwords("1");
+        let secret = Password::new("correct horse");
+        let hash = passwords.hash(&secret).await.unwrap();
+        assert!(passwords.verify(&secret, Some(hash.clone())).await.unwrap());
+        assert!(!passwords.verify(&Password::new("battery staple"), Some(hash)).await.unwrap());
+        assert!(!passwords.verify(&secret, None).await.unwrap());
+        assert!(!passwords.verify(&Password::new("nobody"), None).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_hash_with_other_parameters_is_outdated() {
+        let hash = passwords("1").hash(&Password::new("correct horse")).await.unwrap();
+        assert!(!passwords("1").is_outdated(&hash));
+        assert!(passwords("2").is_outdated(&hash));
+    }
+
+    #[test]
+    fn the_parameters_of_a_hash_are_neither_its_salt_nor_its_sum() {
+        let hash = |parameters, rest| format!("$argon2id$v=19${parameters}${rest}");
+        let weak = hash("m=64,t=1,p=1", "c2FsdA$aGFzaA");
+        assert_eq!(parameters(&weak), Some("$argon2id$v=19$m=64,t=1,p=1"));
+        assert_eq!(parameters(&weak), parameters(&hash("m=64,t=1,p=1", "b3RoZXI$b3RoZXI")));
+        assert_ne!(parameters(&weak), parameters(&hash("m=64,t=2,p=1", "c2FsdA$aGFzaA")));
+    }
 
     #[test]
     fn hashing_permits_depend_on_cores_and_are_bounded_by_memory() {

@@ -94,3 +94,32 @@ impl CustomerOrSupport {
         (self.0.role == Role::Customer.as_str()).then_some(self.0.user_id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use platform::identity::Caller;
+
+    use super::*;
+
+    fn caller(role: Role) -> Caller {
+        Caller { user_id: Uuid::from_u128(1), role: role.as_str(), session_id: Uuid::from_u128(2) }
+    }
+
+    #[test]
+    fn only_a_customer_is_limited_to_their_own_records() {
+        let customer = Some(Uuid::from_u128(1));
+        assert_eq!(OwnerOrStaff(caller(Role::Customer)).owner_filter(), customer);
+        assert_eq!(CustomerOrSupport(caller(Role::Customer)).owner_filter(), customer);
+        assert_eq!(OwnerOrStaff(caller(Role::Support)).owner_filter(), None);
+        assert_eq!(OwnerOrStaff(caller(Role::Admin)).owner_filter(), None);
+        assert_eq!(CustomerOrSupport(caller(Role::Support)).owner_filter(), None);
+    }
+
+    #[test]
+    fn a_role_is_read_as_it_is_written() {
+        for role in [Role::Customer, Role::Support, Role::Auditor, Role::Admin] {
+            assert_eq!(Role::parse(role.as_str()), Some(role));
+        }
+        assert_eq!(Role::parse("root"), None);
+    }
+}

@@ -295,11 +295,30 @@ mod tests {
             (json!({ "b": 1, "a": [true, "x"], "aa": {} }), r#"{"a":[true,"x"],"aa":{},"b":1}"#),
             (json!({ "ä": "ü\"\\\n\u{1f}/" }), "{\"ä\":\"ü\\\"\\\\\\n\\u001f/\"}"),
             (json!([1.0, -2.0, 9_007_199_254_740_991_i64]), "[1,-2,9007199254740991]"),
+            (json!([1.5, -0.25, u64::MAX, 1e300]), "[1.5,-0.25,18446744073709551615,1e300]"),
         ] {
             let mut out = String::new();
             write_json(&value, &mut out);
             assert_eq!(out, form);
         }
+    }
+
+    #[test]
+    fn a_list_of_heads_has_its_own_digest() {
+        let digest = |heads: &[(i64, &[u8])]| digest_of_heads(heads.iter().copied());
+        let heads: [(i64, &[u8]); 2] = [(1, &[7; 32]), (2, &[8; 32])];
+        assert_eq!(digest(&heads), digest(&heads));
+        for other in [&heads[..1], &heads[1..], &[], &[(1, heads[0].1), (3, heads[1].1)]] {
+            assert_ne!(digest(other), digest(&heads));
+        }
+    }
+
+    #[test]
+    fn positions_before_a_transaction_exclude_its_events() {
+        let event = |xact_id, sequence| EventPosition { epoch: 1, xact_id, sequence };
+        let end = EventPosition::before_transaction(1, 700);
+        assert!(event(699, i64::MAX) <= end);
+        assert!(event(700, 0) > end);
     }
 
     #[test]

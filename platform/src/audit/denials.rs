@@ -38,16 +38,11 @@ impl Denials {
 
     /// Writes a denial as an event, or only counts it.
     pub async fn record(&self, event: Event) -> Result<(), sqlx::Error> {
-        if self.count(event.ip_address.map(network)) { record(&self.database, event).await } else { Ok(()) }
-    }
-
-    /// Counts a denial. Returns whether the denial is to be written as a separate event.
-    fn count(&self, address: Option<IpAddr>) -> bool {
-        let mut counts = self.counts();
-        let has_own_count = counts.contains_key(&address) || counts.len() < MAX_ADDRESSES;
-        let count = counts.entry(address.filter(|_| has_own_count)).or_insert(0);
-        *count += 1;
-        *count <= MAX_EVENTS_PER_MINUTE
+        if is_separate(&mut self.counts(), event.ip_address.map(network)) {
+            record(&self.database, event).await
+        } else {
+            Ok(())
+        }
     }
 
     /// Starts a new minute, and writes one event per address for the denials that were only counted in the previous
@@ -76,5 +71,42 @@ impl Denials {
 
     fn counts(&self) -> MutexGuard<'_, DenialCounts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts a denial. Returns whether it becomes a separate event.
+fn is_separate(counts: &mut DenialCounts, address: Option<IpAddr>) -> bool {
+    let known = counts.contains_key(&address) || counts.len() < ADDRESSES;
+    let count = counts.entry(address.filter(|_| known)).or_insert(0);
+    *count += 1;
+    *count <= WRITTEN
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn address(number: usize) -> Option<IpAddr> {
+        Some(Ipv4Addr::from_bits(u32::try_from(number).unwrap()).into())
+    }
+
+    #[test]
+    fn a_hundred_denials_of_an_address_are_separate_events() {
+        let mut counts = DenialCounts::new();
+        let separate = (0..200).filter(|_| is_separate(&mut counts, address(1))).count();
+        assert_eq!((separate, counts[&address(1)]), (100, 200));
+        assert!(is_separate(&mut counts, address(2)));
+    }
+
+    #[test]
+    fn addresses_beyond_the_maximum_share_one_count() {
+        let mut counts = DenialCounts::new();
+        assert!((0..ADDRESSES).all(|number| is_separate(&mut counts, address(number))));
+        let others = ADDRESSES..2 * ADDRESSES;
+        assert_eq!(others.filter(|number| is_separate(&mut counts, address(*number))).count(), 100);
+        assert_eq!(counts.len(), ADDRESSES + 1);
+        assert!(is_separate(&mut counts, address(0)), "an address that is counted already");
     }
 }

@@ -23,6 +23,8 @@ mod restore;
 mod sealing;
 mod seals;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub use chain::KnownHeads;

@@ -275,7 +275,8 @@ pub(super) async fn seal_next(database: &Database) -> Result<Option<SealResult>,
     Ok(Some(SealResult { head, more: i64::from(seal.event_count) == MAX_SEAL_EVENTS }))
 }
 
-fn seal(
+/// Returns the seal over these events.
+pub(super) fn seal(
     previous: Head,
     horizon: Horizon,
     first: EventPosition,

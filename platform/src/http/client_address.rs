@@ -239,7 +239,7 @@ fn is_port(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
+    use axum::{body::Body, http::HeaderValue};
     use proptest::prelude::*;
 
     use super::*;
@@ -276,6 +276,21 @@ mod tests {
         let found = proxies.client("203.0.113.9".parse().unwrap(), &HeaderMap::new());
         assert!(!found.through_trusted_proxy);
         assert!(proxies.client(PROXY.parse().unwrap(), &HeaderMap::new()).through_trusted_proxy);
+    }
+
+    #[test]
+    fn the_client_is_stored_in_a_request_of_a_known_peer() {
+        let request =
+            || Request::get("/path").header("x-forwarded-for", "192.0.2.1").body(Body::empty()).unwrap();
+        let peer = SocketAddr::from(([10, 0, 0, 1], 4711));
+        let mut of_a_peer = request();
+        of_a_peer.extensions_mut().insert(ConnectInfo(peer));
+        let found = find(&proxies("x-forwarded-for"), of_a_peer);
+        assert_eq!(found.uri(), "/path");
+        let client = found.extensions().get::<ClientAddress>().unwrap();
+        assert_eq!(client.address.to_string(), "192.0.2.1");
+        let without = find(&proxies("x-forwarded-for"), request());
+        assert!(without.extensions().get::<ClientAddress>().is_none());
     }
 
     #[test]
@@ -321,6 +336,9 @@ mod tests {
             ("198.51.100.66, unknown, 10.0.0.2", "10.0.0.2"),
             ("198.51.100.66, _hidden", PROXY),
             ("198.51.100.66,", PROXY),
+            ("192.0.2.1:_hidden", "192.0.2.1"),
+            ("192.0.2.1:_", PROXY),
+            ("192.0.2.1:_a b", PROXY),
             ("192.0.2.1:99999", PROXY),
             ("192.0.2.256", PROXY),
             ("fe80::1%eth0", PROXY),
@@ -352,6 +370,10 @@ mod tests {
             ("for=\"open, for=192.0.2.1", PROXY),
             ("for=\"open, for=\"192.0.2.1\"", PROXY),
             ("for = 192.0.2.1", PROXY),
+            ("=a;for=192.0.2.1", PROXY),
+            ("b y=a;for=192.0.2.1", PROXY),
+            ("by=;for=192.0.2.1", PROXY),
+            ("by=a@b;for=192.0.2.1", PROXY),
             ("for=", PROXY),
             ("192.0.2.1", PROXY),
             ("for=192.0.2.1,", PROXY),

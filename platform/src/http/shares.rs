@@ -81,7 +81,32 @@ pub async fn limit_in_flight_by_address(
 
 #[cfg(test)]
 mod tests {
+    use axum::{Router, body::Body, http::StatusCode, middleware::from_fn_with_state, routing::get};
+    use tower::ServiceExt;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_network_without_a_free_slot_is_rejected() {
+        let shares = Shares::new(1);
+        let router = Router::new()
+            .route("/", get(async || StatusCode::NO_CONTENT))
+            .layer(from_fn_with_state(shares.clone(), limit_in_flight_by_address));
+        let status = async || {
+            let client = ClientAddress {
+                address: [192, 0, 2, 1].into(),
+                through_trusted_proxy: false,
+                scheme: "http",
+            };
+            let request = Request::get("/").extension(client).body(Body::empty()).unwrap();
+            router.clone().oneshot(request).await.unwrap().status()
+        };
+        assert_eq!(status().await, StatusCode::NO_CONTENT);
+        let held = shares.take([192, 0, 2, 1].into());
+        assert_eq!(status().await, StatusCode::TOO_MANY_REQUESTS);
+        drop(held);
+        assert_eq!(status().await, StatusCode::NO_CONTENT);
+    }
 
     #[test]
     fn networks_have_separate_shares() {

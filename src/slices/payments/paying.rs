@@ -292,3 +292,55 @@ pub(super) async fn finish_by<T>(
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::{http::StatusCode, response::IntoResponse};
+
+    use super::*;
+
+    #[test]
+    fn only_a_pending_order_without_a_payment_can_be_paid() {
+        use OrderStatus::{Cancelled, Paid, PartiallyRefunded, PendingPayment, Refunded};
+        let conflict = |status, live_payment_id| {
+            why_not_payable(&PayableOrder {
+                status,
+                total_amount: 1,
+                currency: "EUR".to_owned(),
+                live_payment_id,
+            })
+        };
+        let live = Some(Uuid::from_u128(1));
+        assert!(conflict(PendingPayment, None).is_none());
+        assert!(matches!(conflict(PendingPayment, live), Some(PaymentError::OrderBeingPaid)));
+        for live in [None, live] {
+            assert!(matches!(conflict(Cancelled, live), Some(PaymentError::OrderCancelled)));
+            for status in [Paid, PartiallyRefunded, Refunded] {
+                assert!(matches!(conflict(status, live), Some(PaymentError::OrderPaid)));
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_the_deadline_the_response_says_whether_work_began() {
+        let accepted = |(): &()| StoredResponse::new(StatusCode::ACCEPTED, &());
+        let deadline = || Instant::now() + Duration::from_secs(1);
+        let (begun, has_begun) = oneshot::channel();
+        let work = tokio::spawn(std::future::pending());
+        begun.send(()).unwrap();
+        let response = finish_by(deadline(), work, has_begun, accepted).await.unwrap();
+        assert_eq!(response.into_response().status(), 202);
+
+        let (_begun, has_begun) = oneshot::channel();
+        let work = tokio::spawn(std::future::pending());
+        let response = finish_by(deadline(), work, has_begun, accepted).await;
+        assert!(matches!(response, Err(PaymentError::BeginningUncertain)));
+
+        let (_begun, has_begun) = oneshot::channel();
+        let work = tokio::spawn(async { Ok(StoredResponse::new(StatusCode::CREATED, &())?) });
+        let response = finish_by(deadline(), work, has_begun, accepted).await.unwrap();
+        assert_eq!(response.into_response().status(), 201);
+    }
+}

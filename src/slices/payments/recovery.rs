@@ -359,3 +359,21 @@ impl Payments {
 fn pause_at(age: Duration, interval: Duration) -> Duration {
     (age / 4).clamp(interval, MAX_PAUSE.max(interval))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_between_two_polls_grows_up_to_a_maximum() {
+        let pause =
+            |age, interval| pause_at(Duration::from_secs(age), Duration::from_secs(interval)).as_secs();
+        assert_eq!(pause(0, 5), 5);
+        assert_eq!(pause(20, 5), 5);
+        assert_eq!(pause(48, 5), 12);
+        assert_eq!(pause(80, 5), 20);
+        assert_eq!(pause(82_800, 5), 20);
+        assert_eq!(pause(82_800, 60), 60);
+        assert_eq!(pause(0, 60), 60);
+    }
+}

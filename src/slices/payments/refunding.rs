@@ -207,3 +207,66 @@ fn amount_to_refund(found: &PaymentRecord, amount: Option<i64>) -> Result<i64, P
         left => Ok(amount.unwrap_or(left)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::Utc;
+
+    use super::*;
+    use crate::slices::payments::model::Payment;
+
+    /// Returns a payment of 100, of which this amount is left to refund.
+    fn payment(status: PaymentStatus, left: i64) -> PaymentRecord {
+        let payment = Payment {
+            id: Uuid::from_u128(1),
+            order_id: Uuid::from_u128(2),
+            status,
+            amount: 100,
+            currency: "EUR".to_owned(),
+            refunded_amount: 100 - left,
+            failure_reason: None,
+            created_at: Utc::now(),
+            updated_at: Utc::now(),
+        };
+        PaymentRecord {
+            payment,
+            charge_id: Some("ch_1".to_owned()),
+            attempts: 1,
+            refundable_amount: left,
+            trace_parent: None,
+        }
+    }
+
+    #[test]
+    fn a_refund_is_at_most_what_is_left_of_the_payment() {
+        use PaymentStatus::{PartiallyRefunded, Refunded, Succeeded};
+        let amount = |status, left, amount| amount_to_refund(&payment(status, left), amount);
+        for (status, left, asked, expected) in [
+            (Succeeded, 100, None, 100),
+            (Succeeded, 100, Some(100), 100),
+            (Succeeded, 100, Some(1), 1),
+            (PartiallyRefunded, 40, None, 40),
+            (PartiallyRefunded, 40, Some(40), 40),
+        ] {
+            assert_eq!(amount(status, left, asked).unwrap(), expected, "{left} {asked:?}");
+        }
+        assert!(matches!(amount(Succeeded, 100, Some(101)), Err(PaymentError::ExceedsPayment)));
+        assert!(matches!(amount(Refunded, 0, Some(101)), Err(PaymentError::ExceedsPayment)));
+        assert!(matches!(amount(PartiallyRefunded, 40, Some(41)), Err(PaymentError::ExceedsRefundable(40))));
+        assert!(matches!(amount(PartiallyRefunded, 40, Some(100)), Err(PaymentError::ExceedsRefundable(40))));
+        for asked in [None, Some(1)] {
+            assert!(matches!(amount(Refunded, 0, asked), Err(PaymentError::NothingLeft)));
+        }
+    }
+
+    #[test]
+    fn only_a_payment_that_took_money_is_refunded() {
+        for asked in [None, Some(1), Some(101)] {
+            let refused = |status| amount_to_refund(&payment(status, 100), asked);
+            assert!(matches!(refused(PaymentStatus::Processing), Err(PaymentError::NotSettled)));
+            for status in [PaymentStatus::Declined, PaymentStatus::Failed] {
+                assert!(matches!(refused(status), Err(PaymentError::TookNoMoney)));
+            }
+        }
+    }
+}

@@ -144,3 +144,19 @@ async fn limit_to_deadline(
     };
     Ok(tokio::time::timeout_at(latest, work).await.map_err(timed_out)??)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_has_not_begun_responds_before_the_deadline() {
+        let beginning = Instant::now();
+        let deadline = Deadline(beginning + Duration::from_secs(10));
+        assert_eq!(respond_by(deadline) - beginning, Duration::from_millis(9750));
+        assert!(in_time(deadline, std::future::pending()).await.is_err());
+        assert!((9870..=9880).contains(&beginning.elapsed().as_millis()), "{:?}", beginning.elapsed());
+    }
+}

@@ -115,6 +115,82 @@ fn api_key(text: &str) -> Result<SecretString, String> {
 mod tests {
     use super::*;
 
+    type Values<'a> = &'a [(&'static str, &'static str)];
+
+    /// Returns the reader of these values, in addition to the required ones.
+    fn reader(values: Values) -> Reader {
+        let values = values.to_vec();
+        let secret = format!("whsec_{}", BASE64_STANDARD.encode([7; 24]));
+        Reader::new(move |name| match name {
+            "GATEWAY_API_KEY" => Some("sk_12345".to_owned()),
+            "GATEWAY_WEBHOOK_SECRET" => Some(secret.clone()),
+            _ => values.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()),
+        })
+    }
+
+    /// Returns the mistakes in these values.
+    fn mistakes(environment: Environment, values: Values) -> String {
+        let checked = reader(values).finish(|reader| {
+            let (settings, http) = (Settings::read(reader)?, http::Settings::read(reader)?);
+            settings.check(environment, &http, reader);
+            Some(())
+        });
+        checked.map_or_else(|mistakes| mistakes.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn a_gateway_call_ends_before_its_request_and_its_lease() {
+        for (request, gateway, rule) in [
+            ("10000", "9999", ""),
+            ("10000", "10000", "must be below REQUEST_TIMEOUT_MS"),
+            ("10000", "10001", "must be below REQUEST_TIMEOUT_MS"),
+            ("60000", "14999", ""),
+            ("60000", "15000", "must be below three times PAYMENT_RECOVERY_INTERVAL_SECONDS"),
+            ("60000", "15001", "must be below three times PAYMENT_RECOVERY_INTERVAL_SECONDS"),
+        ] {
+            let values = [
+                ("GATEWAY_URL", "https://gateway.example"),
+                ("REQUEST_TIMEOUT_MS", request),
+                ("GATEWAY_TIMEOUT_MS", gateway),
+            ];
+            let found = mistakes(Environment::Production, &values);
+            assert_eq!(found.is_empty(), rule.is_empty(), "{gateway}: {found}");
+            assert!(found.contains(rule), "{gateway}: {found}");
+        }
+    }
+
+    #[test]
+    fn the_api_key_is_sent_without_tls_only_where_that_is_safe() {
+        use Environment::{Development, Production, Staging};
+        let remote: Values = &[("GATEWAY_URL", "http://gateway.example")];
+        let allowed: Values =
+            &[("GATEWAY_URL", "http://gateway.example"), ("GATEWAY_ALLOW_PLAINTEXT", "true")];
+        let loopback: Values = &[("GATEWAY_URL", "http://127.0.0.1:1")];
+        let encrypted: Values = &[("GATEWAY_URL", "https://gateway.example")];
+        for environment in [Staging, Production] {
+            assert!(mistakes(environment, remote).contains("GATEWAY_URL must be https"));
+            for values in [allowed, loopback, encrypted] {
+                assert_eq!(mistakes(environment, values), "");
+            }
+        }
+        assert_eq!(mistakes(Development, remote), "");
+    }
+
+    #[test]
+    fn a_lease_exceeds_a_statement_and_the_calls_after_it() {
+        let settings = |values: Values| Settings::read(&mut reader(values)).unwrap();
+        let often = settings(&[
+            ("GATEWAY_URL", "https://gateway.example"),
+            ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1"),
+        ]);
+        let seldom = settings(&[("GATEWAY_URL", "https://gateway.example")]);
+        let statement = Duration::from_secs(5);
+        assert_eq!(often.in_flight(statement), Duration::from_millis(8500));
+        assert_eq!(often.lease(statement), Duration::from_millis(8500));
+        assert_eq!(seldom.lease(statement), Duration::from_secs(15));
+        assert_eq!(seldom.webhooks().unwrap().len(), 1);
+    }
+
     #[test]
     fn every_webhook_secret_has_at_least_24_bytes() {
         let secret = |bytes: usize| format!("whsec_{}", BASE64_STANDARD.encode(vec![7; bytes]));

@@ -30,10 +30,11 @@ use super::{
     discrepancies::{self, Discrepancy, SECOND_CHARGE, SECOND_REFUND},
     errors::PaymentError,
     metrics::{PAYMENT_FAILURES, PAYMENTS},
-    model::{Payment, PaymentStatus, Refund, RefundSettlement, RefundStatus, Settlement},
+    model::{Payment, Refund, RefundSettlement, RefundStatus, Settlement},
     responses,
     store::{
-        By, payments,
+        By,
+        payments::{self, PaymentRecord},
         refunds::{self, OpenRefund, RefundRecord},
         settling,
     },
@@ -155,47 +156,64 @@ async fn not_settled(
 ) -> Result<SettleResult<Payment>, PaymentError> {
     let found =
         payments::find_within(&mut *connection, By::Id(payment_id)).await?.ok_or(PaymentError::NotFound)?;
-    let status = found.payment.status;
-    let is_open = status.may_become(settlement.status());
-    let is_its_charge = |charge_id: &str| found.charge_id.as_deref() == Some(charge_id);
-    let discrepancy = match settlement {
-        // Another attempt may have charged, so the rejection of this attempt does not prove the outcome.
-        Settlement::Rejected if found.attempts != 1 => None,
-        Settlement::Succeeded { charge_id } | Settlement::Declined { charge_id, .. } if is_open => {
+    let difference = match compare(settlement, &found) {
+        Comparison::Agrees => None,
+        Comparison::IsOpen { charge_id: None } => return Err(PaymentError::OrderMissing),
+        Comparison::IsOpen { charge_id: Some(charge_id) } => {
             if !payments::has_settled_another_payment(&mut *connection, payment_id, charge_id).await? {
                 return Err(PaymentError::SettledConcurrently);
             }
-            Some(("charge of another payment", charge_id.as_str()))
+            Some(("charge of another payment", charge_id))
         }
-        Settlement::Rejected | Settlement::Failed { .. } if is_open => {
-            return Err(PaymentError::OrderMissing);
-        }
-        Settlement::Succeeded { charge_id } if status.took_money() && is_its_charge(charge_id) => None,
-        Settlement::Declined { charge_id, .. }
-            if status == PaymentStatus::Declined && is_its_charge(charge_id) =>
-        {
-            None
-        }
-        Settlement::Rejected | Settlement::Failed { .. } if status == PaymentStatus::Failed => None,
-        // A different charge with the same result.
-        Settlement::Succeeded { charge_id } if status.took_money() => {
-            Some((SECOND_CHARGE, charge_id.as_str()))
-        }
-        Settlement::Declined { charge_id, .. } if status == PaymentStatus::Declined => {
-            Some((SECOND_CHARGE, charge_id.as_str()))
-        }
-        _ => Some(("contradiction", settlement.status().as_str())),
+        Comparison::Differs { what, gateway_says } => Some((what, gateway_says)),
     };
-    let recorded = match discrepancy {
+    let recorded = match difference {
         None => None,
         Some((what, gateway_says)) => {
-            let id = Some(payment_id);
-            let difference =
-                Discrepancy { resource: "payments", id, what, gateway_says, we_say: status.as_str() };
+            let (id, we_say) = (Some(payment_id), found.payment.status.as_str());
+            let difference = Discrepancy { resource: "payments", id, what, gateway_says, we_say };
             discrepancies::record(connection, &difference).await?
         }
     };
     Ok(SettleResult::unchanged(found.payment, recorded))
+}
+
+/// The relation of a settlement that changed nothing to the payment's state.
+#[derive(Debug, PartialEq, Eq)]
+enum Comparison<'a> {
+    /// The payment has this outcome, or the settlement does not prove an outcome.
+    Agrees,
+    /// The payment has no outcome, so a condition of the settlement did not hold. If the settlement has a charge, it may
+    /// be the charge of another payment.
+    IsOpen { charge_id: Option<&'a str> },
+    /// The payment has another outcome.
+    Differs { what: &'static str, gateway_says: &'a str },
+}
+
+fn compare<'a>(settlement: &'a Settlement, found: &PaymentRecord) -> Comparison<'a> {
+    // Another attempt may have charged, so the rejection of this attempt does not prove the outcome.
+    if *settlement == Settlement::Rejected && found.attempts != 1 {
+        return Comparison::Agrees;
+    }
+    let (status, charge_id) = (found.payment.status, settlement.charge_id());
+    if status.may_become(settlement.status()) {
+        return Comparison::IsOpen { charge_id };
+    }
+    let same_result = match settlement {
+        Settlement::Succeeded { .. } => status.took_money(),
+        Settlement::Declined { .. } | Settlement::Rejected | Settlement::Failed { .. } => {
+            status == settlement.status()
+        }
+    };
+    match charge_id {
+        _ if !same_result => {
+            Comparison::Differs { what: "contradiction", gateway_says: settlement.status().as_str() }
+        }
+        Some(other) if charge_id != found.charge_id.as_deref() => {
+            Comparison::Differs { what: SECOND_CHARGE, gateway_says: other }
+        }
+        _ => Comparison::Agrees,
+    }
 }
 
 /// Settles a refund within a transaction, if the conditions hold. A successful refund updates the refunded amount and
@@ -233,24 +251,33 @@ async fn refund_not_settled(
     open: &OpenRefund,
     settlement: &RefundSettlement,
 ) -> Result<SettleResult<Refund>, PaymentError> {
-    let status = settlement.status();
     let found =
         refunds::find_within(&mut *connection, By::Id(open.id)).await?.ok_or(PaymentError::NotFound)?;
     let RefundRecord { refund, gateway_refund_id, .. } = found;
-    let reported = settlement.gateway_refund_id.as_deref();
-    let (what, gateway_says) = if refund.status == RefundStatus::Processing {
-        ("refund of another record", reported.unwrap_or_default())
-    } else if refund.status != status {
-        ("contradiction", status.as_str())
-    } else if reported.is_some() && gateway_refund_id.is_some() && reported != gateway_refund_id.as_deref() {
-        (SECOND_REFUND, reported.unwrap_or_default())
-    } else {
-        return Ok(SettleResult::unchanged(refund, None));
-    };
+    let difference = refund_difference(settlement, refund.status, gateway_refund_id.as_deref());
+    let Some((what, gateway_says)) = difference else { return Ok(SettleResult::unchanged(refund, None)) };
     let we_say = refund.status.as_str();
     let difference = Discrepancy { resource: "refunds", id: Some(open.id), what, gateway_says, we_say };
     let recorded = discrepancies::record(connection, &difference).await?;
     Ok(SettleResult::unchanged(refund, recorded))
+}
+
+/// Returns the discrepancy between a settlement that changed nothing and the refund, and the gateway's value.
+fn refund_difference<'a>(
+    settlement: &'a RefundSettlement,
+    status: RefundStatus,
+    gateway_refund_id: Option<&str>,
+) -> Option<(&'static str, &'a str)> {
+    let reported = settlement.gateway_refund_id.as_deref();
+    if status == RefundStatus::Processing {
+        return Some(("refund of another record", reported.unwrap_or_default()));
+    }
+    if status != settlement.status() {
+        return Some(("contradiction", settlement.status().as_str()));
+    }
+    // An operator who ends a refund records no id.
+    let (reported, known) = reported.zip(gateway_refund_id)?;
+    (reported != known).then_some((SECOND_REFUND, reported))
 }
 
 impl Payments {
@@ -283,5 +310,105 @@ impl Payments {
         transaction.commit().await?;
         crash::point("refund.settled");
         Ok(settled.committed(self))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::Utc;
+
+    use super::*;
+    use crate::slices::payments::model::{FailureReason, PaymentStatus};
+
+    fn record(status: PaymentStatus, attempts: i32, charge_id: Option<&str>) -> PaymentRecord {
+        let payment = Payment {
+            id: Uuid::from_u128(1),
+            order_id: Uuid::from_u128(2),
+            status,
+            amount: 100,
+            currency: "EUR".to_owned(),
+            refunded_amount: 0,
+            failure_reason: None,
+            created_at: Utc::now(),
+            updated_at: Utc::now(),
+        };
+        PaymentRecord {
+            payment,
+            charge_id: charge_id.map(ToOwned::to_owned),
+            attempts,
+            refundable_amount: 100,
+            trace_parent: None,
+        }
+    }
+
+    #[test]
+    fn a_second_outcome_is_the_first_one_or_a_discrepancy() {
+        use PaymentStatus::{Declined, Failed, PartiallyRefunded, Processing, Refunded, Succeeded};
+        let charge = |id: &str| Settlement::Succeeded { charge_id: id.to_owned() };
+        let decline =
+            |id: &str| Settlement::Declined { charge_id: id.to_owned(), reason: FailureReason::CardExpired };
+        let failure = Settlement::Failed { reason: FailureReason::GatewayTimeout };
+        let second = |id| Comparison::Differs { what: SECOND_CHARGE, gateway_says: id };
+        let contradiction = |status| Comparison::Differs { what: "contradiction", gateway_says: status };
+        let open = |charge_id| Comparison::IsOpen { charge_id };
+        for (settlement, status, expected) in [
+            (charge("ch_1"), Processing, open(Some("ch_1"))),
+            (charge("ch_1"), Succeeded, Comparison::Agrees),
+            (charge("ch_1"), PartiallyRefunded, Comparison::Agrees),
+            (charge("ch_1"), Refunded, Comparison::Agrees),
+            (charge("ch_2"), Succeeded, second("ch_2")),
+            (charge("ch_2"), Refunded, second("ch_2")),
+            (charge("ch_1"), Declined, contradiction("succeeded")),
+            (charge("ch_1"), Failed, contradiction("succeeded")),
+            (decline("ch_1"), Processing, open(Some("ch_1"))),
+            (decline("ch_1"), Declined, Comparison::Agrees),
+            (decline("ch_2"), Declined, second("ch_2")),
+            (decline("ch_1"), Succeeded, contradiction("declined")),
+            (decline("ch_1"), Failed, contradiction("declined")),
+            (Settlement::Rejected, Processing, open(None)),
+            (Settlement::Rejected, Failed, Comparison::Agrees),
+            (Settlement::Rejected, Succeeded, contradiction("failed")),
+            (Settlement::Rejected, Declined, contradiction("failed")),
+            (failure.clone(), Processing, open(None)),
+            (failure.clone(), Failed, Comparison::Agrees),
+            (failure, Succeeded, contradiction("failed")),
+        ] {
+            assert_eq!(compare(&settlement, &record(status, 1, Some("ch_1"))), expected, "{settlement:?}");
+        }
+        assert_eq!(compare(&charge("ch_1"), &record(Succeeded, 1, None)), second("ch_1"));
+    }
+
+    #[test]
+    fn a_rejection_is_no_outcome_if_another_attempt_was_sent() {
+        use PaymentStatus::{Declined, Processing, Succeeded};
+        let rejection = Settlement::Rejected;
+        for status in [Processing, Succeeded, Declined] {
+            for attempts in [0, 2, 3] {
+                assert_eq!(compare(&rejection, &record(status, attempts, None)), Comparison::Agrees);
+            }
+        }
+        let charge = Settlement::Succeeded { charge_id: "ch_1".to_owned() };
+        let found = compare(&charge, &record(Processing, 2, None));
+        assert_eq!(found, Comparison::IsOpen { charge_id: Some("ch_1") });
+    }
+
+    #[test]
+    fn a_second_outcome_of_a_refund_is_the_first_or_a_discrepancy() {
+        use RefundStatus::{Failed, Processing, Succeeded};
+        let difference = |succeeded, reported: Option<&str>, status, known| {
+            let gateway_refund_id = reported.map(ToOwned::to_owned);
+            let settlement = RefundSettlement { succeeded, gateway_refund_id };
+            refund_difference(&settlement, status, known).map(|(what, says)| (what, says.to_owned()))
+        };
+        let found = |what, says: &str| Some((what, says.to_owned()));
+        let (first, second) = (Some("re_1"), Some("re_2"));
+        assert_eq!(difference(true, first, Succeeded, first), None);
+        assert_eq!(difference(false, first, Failed, first), None);
+        assert_eq!(difference(false, first, Failed, None), None);
+        assert_eq!(difference(false, None, Failed, first), None);
+        assert_eq!(difference(true, second, Succeeded, first), found(SECOND_REFUND, "re_2"));
+        assert_eq!(difference(false, first, Succeeded, first), found("contradiction", "failed"));
+        assert_eq!(difference(true, first, Failed, None), found("contradiction", "succeeded"));
+        assert_eq!(difference(true, first, Processing, None), found("refund of another record", "re_1"));
     }
 }

@@ -206,7 +206,9 @@ mod tests {
         let router = Router::new()
             .route("/", get(handler))
             .layer(from_fn_with_state(Duration::from_secs(10), deadline));
+        let beginning = Instant::now();
         assert!(is_problem(&get_root(&router).await, StatusCode::GATEWAY_TIMEOUT));
+        assert!(beginning.elapsed() >= Duration::from_secs(10));
         drop(router);
         assert_eq!(Arc::strong_count(&alive), 1);
     }

@@ -194,6 +194,13 @@ mod tests {
     }
 
     #[test]
+    fn the_reset_is_the_time_until_the_full_quota() {
+        let limiter = RateLimiter::per_minute(2);
+        let reset = || limiter.count(&"a").unwrap().unwrap().reset_seconds();
+        assert_eq!([reset(), reset()], [30, 60]);
+    }
+
+    #[test]
     fn zero_disables_the_rate_limit() {
         let limiter = RateLimiter::per_second(0);
         assert!((0..10_000).all(|_| limiter.check(&"a").is_ok()));

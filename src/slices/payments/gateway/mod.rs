@@ -452,6 +452,61 @@ fn parse_retry_after(text: &str) -> Option<Duration> {
 mod tests {
     use super::*;
 
+    /// Returns the client of a gateway that is never called.
+    fn gateway(max_waiting: usize) -> Gateway {
+        let settings = Settings {
+            gateway_url: Url::parse("https://gateway.example").unwrap(),
+            allow_plaintext: false,
+            gateway_api_key: "sk_12345".into(),
+            webhook_secrets: Vec::new(),
+            gateway_timeout: Duration::from_secs(3),
+            recovery_interval: Duration::from_secs(5),
+            reconciliation_interval: Duration::from_secs(15),
+            park_after: Duration::from_hours(23),
+        };
+        Gateway::new(&settings, &Alerts::without_receivers(), max_waiting).unwrap()
+    }
+
+    #[tokio::test]
+    async fn retries_are_few_and_never_before_the_requested_pause() {
+        let gateway = gateway(1);
+        let pause = |attempts| gateway.pause_before_retry(attempts, &Unknown::TimedOut);
+        for attempts in 1..=3 {
+            assert!(pause(attempts).unwrap() <= Duration::from_millis(500), "{attempts}");
+        }
+        for attempts in [-1, 0, 4, 5] {
+            assert_eq!(pause(attempts), None, "{attempts}");
+        }
+        let requested = Some(Duration::from_secs(7));
+        let limited = Unknown::Status { status: StatusCode::TOO_MANY_REQUESTS, retry_after: requested };
+        assert_eq!(gateway.pause_before_retry(1, &limited), requested);
+
+        let retries = || (0..20).filter(|_| pause(1).is_some()).count();
+        assert_eq!(retries(), 6, "the budget of ten retries is used up");
+        (0..5).for_each(|_| drop(gateway.admit().unwrap()));
+        assert_eq!(retries(), 1, "one for each five new operations");
+    }
+
+    #[tokio::test]
+    async fn requests_beyond_the_slots_are_rejected() {
+        let gateway = gateway(2);
+        let held = [gateway.admit().unwrap(), gateway.admit().unwrap()];
+        let rejected = gateway.admit().unwrap_err();
+        assert!(matches!(rejected, SlotError::Busy));
+        assert_eq!(rejected.retry_after_seconds(), 1);
+        drop(held);
+        assert!(gateway.admit().is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_open_breaker_admits_no_operation_until_it_probes() {
+        let gateway = gateway(1);
+        (0..10).for_each(|_| gateway.admit().unwrap().permit.failed());
+        let rejected = gateway.admit().unwrap_err();
+        assert!(matches!(rejected, SlotError::Open(_)));
+        assert_eq!(rejected.retry_after_seconds(), 5);
+    }
+
     #[test]
     fn no_retry_after_of_the_gateway_is_longer_than_the_maximum() {
         let seconds = |text| parse_retry_after(text).map(|pause| pause.as_secs());

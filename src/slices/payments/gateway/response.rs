@@ -214,3 +214,47 @@ impl Unknown {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(status: u16) -> Unknown {
+        let status = StatusCode::from_u16(status).unwrap();
+        Unknown::Status { status, retry_after: Some(Duration::from_secs(7)) }
+    }
+
+    #[test]
+    fn only_failures_of_the_gateway_open_its_breaker() {
+        let unreadable = || Unknown::Unreadable("no id".to_owned());
+        for (unknown, is_outage, of_a_stored_record) in [
+            (status(500), true, true),
+            (status(503), true, true),
+            (status(429), false, false),
+            (status(302), false, false),
+            (Unknown::TimedOut, true, true),
+            (Unknown::Malformed("no JSON".to_owned()), true, true),
+            (unreadable(), true, false),
+            (Unknown::NotCalled, false, false),
+        ] {
+            assert_eq!(unknown.is_outage(false), is_outage, "{unknown}");
+            assert_eq!(unknown.is_outage(true), of_a_stored_record, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn only_a_call_that_was_not_made_has_sent_nothing() {
+        assert!(Unknown::NotCalled.was_not_sent());
+        for unknown in [Unknown::TimedOut, status(503), Unknown::Malformed("no JSON".to_owned())] {
+            assert!(!unknown.was_not_sent(), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn a_pause_is_requested_by_a_status_alone() {
+        assert_eq!(status(429).retry_after(), Some(Duration::from_secs(7)));
+        assert_eq!(Unknown::TimedOut.retry_after(), None);
+        assert!(Unknown::TimedOut.is_timeout());
+        assert!(!status(504).is_timeout());
+    }
+}

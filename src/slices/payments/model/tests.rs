@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
@@ -65,6 +65,43 @@ fn an_unknown_decline_code_is_a_decline() {
     declined.decline_code = Some("moon_phase".into());
     let settlement = check_charge(id, 100, "EUR", &declined).unwrap();
     assert_eq!(settlement.reason(), Some(FailureReason::DeclinedOther));
+}
+
+#[test]
+fn a_decline_has_the_reason_of_its_code() {
+    let id = random_key();
+    for (code, reason) in [
+        (Some("insufficient_funds"), FailureReason::InsufficientFunds),
+        (Some("card_expired"), FailureReason::CardExpired),
+        (Some("fraud_suspected"), FailureReason::FraudSuspected),
+        (None, FailureReason::DeclinedOther),
+    ] {
+        let mut declined = charge(id, 100, "EUR", ChargeStatus::Declined);
+        declined.decline_code = code.map(ToOwned::to_owned);
+        let settlement = check_charge(id, 100, "EUR", &declined).unwrap();
+        assert_eq!((settlement.reason(), settlement.charge_id()), (Some(reason), Some("ch_1")));
+    }
+}
+
+#[test]
+fn statuses_and_reasons_are_parsed_as_written() {
+    for status in PaymentStatus::ALL {
+        assert_eq!(PaymentStatus::parse(status.as_str()), Some(status));
+        assert_eq!(json!(status), status.as_str());
+    }
+    for status in [RefundStatus::Processing, RefundStatus::Succeeded, RefundStatus::Failed] {
+        assert_eq!(RefundStatus::parse(status.as_str()), Some(status));
+        assert_eq!(json!(status), status.as_str());
+    }
+    for status in [ChargeStatus::Succeeded, ChargeStatus::Declined] {
+        assert_eq!(serde_json::from_value::<ChargeStatus>(json!(status.as_str())).unwrap(), status);
+    }
+    for status in [GatewayRefundStatus::Succeeded, GatewayRefundStatus::Failed] {
+        assert_eq!(serde_json::from_value::<GatewayRefundStatus>(json!(status.as_str())).unwrap(), status);
+    }
+    let reasons: BTreeSet<_> = FailureReason::ALL.map(FailureReason::as_str).into();
+    assert_eq!(reasons.len(), FailureReason::ALL.len());
+    assert!(PaymentStatus::parse("paid").is_none() && RefundStatus::parse("refunded").is_none());
 }
 
 #[test]

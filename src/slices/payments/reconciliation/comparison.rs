@@ -270,5 +270,7 @@ mod tests {
         ] {
             assert_eq!(Kind::of(what), kind, "{what}");
         }
+        let names: std::collections::BTreeSet<_> = Kind::ALL.map(Kind::as_str).into();
+        assert_eq!(names.len(), Kind::ALL.len());
     }
 }

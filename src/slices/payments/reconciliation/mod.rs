@@ -419,6 +419,40 @@ mod tests {
     }
 
     #[test]
+    fn a_summary_counts_every_page_and_what_is_closed() {
+        let finding = |state| Finding {
+            resource: "payments",
+            id: None,
+            what: "amount",
+            gateway_says: String::new(),
+            we_say: "succeeded",
+            state,
+        };
+        let (new, known, closed) =
+            (finding(FindingState::New), finding(FindingState::Known), finding(FindingState::Closed));
+        let mut page = Outcome { charges: 3, refunds: 5, settled: 7, findings: vec![new, known] };
+        page.add(Outcome { charges: 30, refunds: 50, settled: 70, findings: vec![closed] });
+        assert_eq!((page.charges, page.refunds, page.settled, page.findings.len()), (33, 55, 77, 3));
+        let mut summary = Summary::default();
+        summary.add(&page);
+        summary.add(&page);
+        let counts = (summary.charges, summary.refunds, summary.settled, summary.open, summary.closed);
+        assert_eq!(counts, (66, 110, 154, 4, 2));
+    }
+
+    #[test]
+    fn only_old_records_are_searched_in_the_listing() {
+        let started_at = Utc::now();
+        let since = started_at - TimeDelta::hours(48) - OVERLAP;
+        let run = Run { since, started_at, last_step: Step::UnlistedRefunds, repeated: false };
+        let first = id_range(run, None);
+        assert_eq!(first.after, first_id_at(started_at - TimeDelta::hours(48)));
+        assert_eq!(first.before, first_id_at(started_at - TimeDelta::minutes(10)));
+        let later = Uuid::now_v7();
+        assert_eq!(id_range(run, Some(&later.to_string())).after, later);
+    }
+
+    #[test]
     fn the_first_id_at_a_time_separates_earlier_and_later_ids() {
         let now = Utc::now();
         let earlier = Uuid::now_v7();
