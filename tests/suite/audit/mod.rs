@@ -1,7 +1,7 @@
 //! The audit log: it contains every operation, an operation without an event fails, and reading the log is audited.
 mod long_audit_logs;
 mod restore;
-mod retention;
+pub(crate) mod retention;
 pub(crate) mod seals;
 pub(crate) mod verification;
 

@@ -19,7 +19,7 @@ async fn export(service: &Service, until: &str, to: &str) -> CommandOutput {
 }
 
 /// Records events of a past month in a partition of its own.
-async fn old_events(service: &Service, month: &str, count: usize) {
+pub async fn old_events(service: &Service, month: &str, count: usize) {
     service
         .database()
         .execute(format!(
