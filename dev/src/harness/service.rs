@@ -153,6 +153,12 @@ impl Service {
         self.wait_until_ready().await;
     }
 
+    /// Restarts the service with another executable, such as one of another release.
+    pub async fn restart_as(&mut self, executable: &Path) {
+        executable.clone_into(&mut self.executable);
+        self.restart().await;
+    }
+
     /// Restarts the service without one of its settings.
     pub async fn restart_without(&mut self, setting: &str) {
         self.settings.retain(|(name, _)| name != setting);

@@ -76,10 +76,10 @@ impl Denials {
 
 /// Counts a denial. Returns whether it becomes a separate event.
 fn is_separate(counts: &mut DenialCounts, address: Option<IpAddr>) -> bool {
-    let known = counts.contains_key(&address) || counts.len() < ADDRESSES;
+    let known = counts.contains_key(&address) || counts.len() < MAX_ADDRESSES;
     let count = counts.entry(address.filter(|_| known)).or_insert(0);
     *count += 1;
-    *count <= WRITTEN
+    *count <= MAX_EVENTS_PER_MINUTE
 }
 
 #[cfg(test)]
@@ -103,10 +103,10 @@ mod tests {
     #[test]
     fn addresses_beyond_the_maximum_share_one_count() {
         let mut counts = DenialCounts::new();
-        assert!((0..ADDRESSES).all(|number| is_separate(&mut counts, address(number))));
-        let others = ADDRESSES..2 * ADDRESSES;
+        assert!((0..MAX_ADDRESSES).all(|number| is_separate(&mut counts, address(number))));
+        let others = MAX_ADDRESSES..2 * MAX_ADDRESSES;
         assert_eq!(others.filter(|number| is_separate(&mut counts, address(*number))).count(), 100);
-        assert_eq!(counts.len(), ADDRESSES + 1);
+        assert_eq!(counts.len(), MAX_ADDRESSES + 1);
         assert!(is_separate(&mut counts, address(0)), "an address that is counted already");
     }
 }

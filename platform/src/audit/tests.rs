@@ -34,7 +34,7 @@ fn event(sequence: i64, action: &str, metadata: &Value) -> StoredEvent {
 fn seal_after(previous: Head, events: Vec<StoredEvent>) -> Sealed {
     let now: DateTime<Utc> = "2026-01-31T12:00:01Z".parse().unwrap();
     let horizon = Horizon { epoch: 1, xact_id: i64::MAX, same_cluster: true, now };
-    let (first, last) = (events[0].place(), events[events.len() - 1].place());
+    let (first, last) = (events[0].position(), events[events.len() - 1].position());
     (seal(previous, horizon, first, last, &events), events)
 }
 
@@ -75,7 +75,7 @@ fn check(log: &[Sealed], heads: KnownHeads, exports: &Exports, restores: &Restor
 /// Returns the first violation of a log, or an empty text.
 fn violation(log: &[Sealed], exports: &Exports) -> String {
     let verdict = check(log, KnownHeads::new(), exports, &Restores::default());
-    verdict.wrong.map(|wrong| wrong.to_string()).unwrap_or_default()
+    verdict.violation.map(|violation| violation.to_string()).unwrap_or_default()
 }
 
 fn changed(change: impl FnOnce(&mut Vec<Sealed>)) -> String {
@@ -93,7 +93,7 @@ fn rehash(seal: &mut Seal) {
 fn an_unchanged_log_verifies() {
     let log = log();
     let verdict = check(&log, KnownHeads::new(), &Exports::default(), &Restores::default());
-    assert_eq!(verdict.wrong, None);
+    assert_eq!(verdict.violation, None);
     assert_eq!((verdict.events, verdict.exported, verdict.logged_beyond), (7, 0, None));
     assert_eq!(
         (verdict.head, verdict.end),
@@ -183,7 +183,7 @@ fn events_are_missing_only_in_a_recorded_and_given_export() {
         log
     };
     let verdict = check(&without(&[1, 2]), KnownHeads::new(), &both, &Restores::default());
-    assert_eq!((verdict.wrong, verdict.events, verdict.exported), (None, 3, 4));
+    assert_eq!((verdict.violation, verdict.events, verdict.exported), (None, 3, 4));
     assert_eq!((&verdict.exports, &verdict.export_events), (&vec![record.clone()], &vec![record.clone()]));
     assert_eq!(violation(&without(&[0]), &both), "seal 1, event 1 of 2: missing, and in no export");
     let partly = {
@@ -192,7 +192,7 @@ fn events_are_missing_only_in_a_recorded_and_given_export() {
         log
     };
     let verdict = check(&partly, KnownHeads::new(), &both, &Restores::default());
-    assert_eq!((verdict.wrong, verdict.exported), (None, 1));
+    assert_eq!((verdict.violation, verdict.exported), (None, 1));
 
     let not_given = Exports { given: BTreeSet::new(), recorded: vec![record.clone()], in_files: Vec::new() };
     let rule = format!(
@@ -233,7 +233,7 @@ fn a_logged_head_must_be_in_the_chain() {
         let mut heads = KnownHeads::new();
         known.iter().for_each(|(number, hash)| add_head(&mut heads, *number, hash));
         let verdict = check(&log, heads, &Exports::default(), &Restores::default());
-        (verdict.wrong.map(|wrong| wrong.to_string()).unwrap_or_default(), verdict.logged_beyond)
+        (verdict.violation.map(|violation| violation.to_string()).unwrap_or_default(), verdict.logged_beyond)
     };
     let (second, last) = (log[1].0.hash.as_slice(), log[3].0.hash.as_slice());
     assert_eq!(heads(&[(2, second), (4, last)]), (String::new(), None));
@@ -256,14 +256,14 @@ fn a_restore_excuses_the_heads_that_it_has_lost() {
         known.iter().for_each(|(number, hash)| add_head(&mut heads, *number, hash));
         let verdict = check(&log_with(event), heads, &Exports::default(), &restores);
         let lost: Vec<_> = verdict.restores.iter().map(|restore| restore.lost).collect();
-        (verdict.wrong.is_none(), verdict.logged_beyond, lost)
+        (verdict.violation.is_none(), verdict.logged_beyond, lost)
     };
-    let restored = || event(7, "restore", &metadata(&digest));
+    let restore_event = || event(7, "restore", &metadata(&digest));
     let acknowledged = vec![Some((2, 5))];
-    assert_eq!(verdict(restored(), &[(2, lost(1)), (5, lost(2))]), (true, None, acknowledged.clone()));
-    assert_eq!(verdict(restored(), &[(2, lost(3))]), (false, None, acknowledged.clone()));
-    assert_eq!(verdict(restored(), &[(2, lost(1)), (2, lost(3))]), (false, None, acknowledged.clone()));
-    assert_eq!(verdict(restored(), &[(6, lost(2))]), (true, Some(6), acknowledged));
+    assert_eq!(verdict(restore_event(), &[(2, lost(1)), (5, lost(2))]), (true, None, acknowledged.clone()));
+    assert_eq!(verdict(restore_event(), &[(2, lost(3))]), (false, None, acknowledged.clone()));
+    assert_eq!(verdict(restore_event(), &[(2, lost(1)), (2, lost(3))]), (false, None, acknowledged.clone()));
+    assert_eq!(verdict(restore_event(), &[(6, lost(2))]), (true, Some(6), acknowledged));
     for other in [
         event(7, "restore", &metadata("other")),
         event(8, "restore", &metadata(&digest)),

@@ -2,7 +2,7 @@
 //! audited.
 mod long_audit_logs;
 mod restore;
-mod retention;
+pub(crate) mod retention;
 pub(crate) mod seals;
 pub(crate) mod verification;
 

@@ -20,7 +20,7 @@ async fn export(service: &Service, until: &str, to: &str) -> CommandOutput {
 }
 
 /// Creates the partition of a past month, and inserts events into it.
-async fn insert_old_events(service: &Service, month: &str, count: usize) {
+pub async fn insert_old_events(service: &Service, month: &str, count: usize) {
     service
         .database()
         .execute(format!(
@@ -228,7 +228,7 @@ async fn audited_writes_continue_while_an_export_waits() {
 #[tokio::test]
 async fn a_drop_gives_way_to_a_reader() {
     let service = sealing_service().await;
-    old_events(&service, "2021-02", 1).await;
+    insert_old_events(&service, "2021-02", 1).await;
     // This reader has begun after the command has waited for all others.
     let reads = reader(&service).await;
     let mut owner = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();

@@ -11,6 +11,7 @@ mod discrepancies;
 mod gateway_bad_responses;
 mod idempotency;
 mod log_review_queries;
+mod newest_migration;
 mod orders;
 mod outages;
 mod payment_traces;

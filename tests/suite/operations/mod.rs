@@ -1,5 +1,6 @@
 //! Operations: health, readiness, metrics and their cost.
 pub(crate) mod alerts;
+pub(crate) mod last_release;
 pub(crate) mod outbound;
 mod replicas;
 mod settings;

@@ -20,7 +20,7 @@ async fn send_until_closed(customer: User, mut closed: watch::Receiver<bool>) ->
     let (mut served, mut failed) = (0, Vec::new());
     while !*closed.borrow_and_update() {
         match customer.uses_every_customer_route().await {
-            Ok(count) => served += count,
+            Ok(exchanges) => served += exchanges.len(),
             Err(response) => failed.push(response),
         }
     }

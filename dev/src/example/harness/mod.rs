@@ -141,6 +141,27 @@ pub(crate) async fn seed_products(database: &Database) {
         .await;
 }
 
+/// Creates rows of a customer in the database, each with its audit event, in one transaction.
+pub async fn seed_rows(database: &Database, customer: Uuid, count: u32) {
+    database
+        .execute(format!(
+            "with placed as (
+               insert into orders (id, customer_id, currency, total_amount)
+               select gen_random_uuid(), '{customer}', 'EUR', 1290 from generate_series(1, {count})
+               returning id
+             ), lines as (
+               insert into order_items (order_id, line_number, product_id, name, unit_amount, quantity, amount)
+               select id, 1, '{MUG}', 'Mug', 1290, 1, 1290 from placed
+             )
+             insert into audit_events
+               (id, timestamp, event_type, user_id, role, resource, action, result, service_version, metadata)
+             select gen_random_uuid(), now(), 'data_change', '{customer}', 'customer', 'orders', 'create', 'success', '0',
+                    jsonb_build_object('record_ids', jsonb_build_array(id), 'lines', 1)
+             from placed"
+        ))
+        .await;
+}
+
 /// Gauges that are zero until the first run of a unit of work, for workers with several units.
 pub const FIRST_WORK: [&str; 2] = [
     "reconciliation_last_success_timestamp_seconds{scope=\"recent\"}",
@@ -171,19 +192,22 @@ impl User {
         self.orders(&[(MUG, 1)])
     }
 
-    /// Places, pays and reads an order. Returns the number of requests, each of which had an expected status.
+    /// Places, pays and reads an order. Returns the requests with their responses.
     ///
     /// # Errors
     /// Returns the responses if one of them has an unexpected status.
-    pub async fn uses_every_customer_route(&self) -> Result<usize, String> {
-        let placed = self.orders(&[(MUG, 1)]).await;
+    pub async fn uses_every_customer_route(&self) -> Result<Vec<(Request, HttpResponse)>, String> {
+        let order = self.orders(&[(MUG, 1)]);
+        let placed = order.clone().await;
         if placed.status != 201 {
             return Err(placed.to_string());
         }
-        let paid = self.pay(placed.id(), "pm_card_ok").await;
-        let read = self.get(format!("/v1/orders/{}", placed.id())).await;
+        let payment = self.pay(placed.id(), "pm_card_ok");
+        let paid = payment.clone().await;
+        let reading = self.get(format!("/v1/orders/{}", placed.id()));
+        let read = reading.clone().await;
         if [201, 202].contains(&paid.status) && read.status == 200 {
-            Ok(3)
+            Ok(vec![(order, placed), (payment, paid), (reading, read)])
         } else {
             Err(format!("{paid}\n{read}"))
         }

@@ -7,7 +7,7 @@ use url::Url;
 use uuid::Uuid;
 
 use super::Addresses;
-use crate::harness::{Builder, Database, Request, Service, User};
+use crate::harness::{Builder, Database, HttpResponse, Request, Service, User};
 
 /// Table that tests of the platform use: its customers create and read their own rows.
 pub const TABLE: &str = "notes";
@@ -64,6 +64,24 @@ pub(crate) fn seed_products(_database: &Database) -> Ready<()> {
     ready(())
 }
 
+/// Creates notes of a user in the database, each with its audit event, in one transaction.
+pub async fn seed_rows(database: &Database, owner: Uuid, count: u32) {
+    database
+        .execute(format!(
+            "with created as (
+               insert into notes (id, owner_id, name)
+               select gen_random_uuid(), '{owner}', 'First' from generate_series(1, {count})
+               returning id
+             )
+             insert into audit_events
+               (id, timestamp, event_type, user_id, role, resource, action, result, service_version, metadata)
+             select gen_random_uuid(), now(), 'data_change', '{owner}', 'customer', 'notes', 'create', 'success', '0',
+                    jsonb_build_object('record_ids', jsonb_build_array(id))
+             from created"
+        ))
+        .await;
+}
+
 impl Builder {
     /// Sets intervals of the workers that are longer than a test, so that the workers do not use the database.
     pub fn with_idle_workers(self) -> Self {
@@ -92,18 +110,23 @@ impl User {
         self.post(PATH).json(&json!({ "name": name })).new_key()
     }
 
-    /// Creates, reads and lists a note. Returns the number of requests, all of which had the expected status.
+    /// Creates, reads and lists a note. Returns the requests with their responses.
     ///
     /// # Errors
     /// The first response with an unexpected status.
-    pub async fn uses_every_customer_route(&self) -> Result<usize, String> {
-        let created = self.creates().await;
+    pub async fn uses_every_customer_route(&self) -> Result<Vec<(Request, HttpResponse)>, String> {
+        let creation = self.creates();
+        let created = creation.clone().await;
         if created.status != 201 {
             return Err(created.to_string());
         }
-        let id: Uuid = created.id();
-        let (read, listed) = (self.get(format!("{PATH}/{id}")).await, self.lists().await);
-        if (read.status, listed.status) == (200, 200) { Ok(3) } else { Err(format!("{read}\n{listed}")) }
+        let (reading, listing) = (self.get(format!("{PATH}/{}", created.id())), self.lists());
+        let (read, listed) = (reading.clone().await, listing.clone().await);
+        if (read.status, listed.status) == (200, 200) {
+            Ok(vec![(creation, created), (reading, read), (listing, listed)])
+        } else {
+            Err(format!("{read}\n{listed}"))
+        }
     }
 }
 
