@@ -42,7 +42,7 @@ mod tests {
         {
             assert!(is_rejected(common), "{common}");
         }
-        assert!(is_refused("123456789ABCDe"), "the list has it with these capital letters only");
+        assert!(is_rejected("123456789ABCDe"), "the list has it with these capital letters only");
         for repeated in ["aaaaaaaaaaaa", "abcdefghij", "abcabcabc"] {
             assert!(is_rejected(repeated), "{repeated}");
         }

@@ -88,25 +88,29 @@ mod tests {
 
     use super::*;
 
-    fn address(number: usize) -> Option<IpAddr> {
-        Some(Ipv4Addr::from_bits(u32::try_from(number).unwrap()).into())
+    fn address(number: usize) -> IpAddr {
+        Ipv4Addr::from_bits(u32::try_from(number).unwrap()).into()
+    }
+
+    fn is_event(counts: &mut DenialCounts, number: usize) -> bool {
+        is_separate(counts, Some(address(number)))
     }
 
     #[test]
     fn a_hundred_denials_of_an_address_are_separate_events() {
         let mut counts = DenialCounts::new();
-        let separate = (0..200).filter(|_| is_separate(&mut counts, address(1))).count();
-        assert_eq!((separate, counts[&address(1)]), (100, 200));
-        assert!(is_separate(&mut counts, address(2)));
+        let separate = (0..200).filter(|_| is_event(&mut counts, 1)).count();
+        assert_eq!((separate, counts[&Some(address(1))]), (100, 200));
+        assert!(is_event(&mut counts, 2));
     }
 
     #[test]
     fn addresses_beyond_the_maximum_share_one_count() {
         let mut counts = DenialCounts::new();
-        assert!((0..MAX_ADDRESSES).all(|number| is_separate(&mut counts, address(number))));
+        assert!((0..MAX_ADDRESSES).all(|number| is_event(&mut counts, number)));
         let others = MAX_ADDRESSES..2 * MAX_ADDRESSES;
-        assert_eq!(others.filter(|number| is_separate(&mut counts, address(*number))).count(), 100);
+        assert_eq!(others.filter(|number| is_event(&mut counts, *number)).count(), 100);
         assert_eq!(counts.len(), MAX_ADDRESSES + 1);
-        assert!(is_separate(&mut counts, address(0)), "an address that is counted already");
+        assert!(is_event(&mut counts, 0), "an address that is counted already");
     }
 }

@@ -64,7 +64,9 @@ fn check(log: &[Sealed], heads: KnownHeads, exports: &Exports, restores: &Restor
     for (seal, events) in log {
         chain.seal(seal);
         assert_eq!(chain.head_number(), seal.number);
-        events.iter().for_each(|event| chain.event(event));
+        for event in events {
+            chain.event(event);
+        }
     }
     let events = chain.events();
     let verdict = chain.finish(exports, restores);
@@ -179,7 +181,9 @@ fn events_are_missing_only_in_a_recorded_and_given_export() {
     let both = Exports { recorded: vec![record.clone()], in_files: Vec::new(), given: given() };
     let without = |seals: &[usize]| {
         let mut log = log_with(exported.clone());
-        seals.iter().for_each(|seal| log[*seal].1.clear());
+        for seal in seals {
+            log[*seal].1.clear();
+        }
         log
     };
     let verdict = check(&without(&[1, 2]), KnownHeads::new(), &both, &Restores::default());
@@ -231,7 +235,9 @@ fn a_logged_head_must_be_in_the_chain() {
     let log = log();
     let heads = |known: &[(i64, &[u8])]| {
         let mut heads = KnownHeads::new();
-        known.iter().for_each(|(number, hash)| add_head(&mut heads, *number, hash));
+        for (number, hash) in known {
+            add_head(&mut heads, *number, hash);
+        }
         let verdict = check(&log, heads, &Exports::default(), &Restores::default());
         (verdict.violation.map(|violation| violation.to_string()).unwrap_or_default(), verdict.logged_beyond)
     };
@@ -253,7 +259,9 @@ fn a_restore_excuses_the_heads_that_it_has_lost() {
     let restores = Restores { recorded: vec![record], in_files: Vec::new() };
     let verdict = |event: StoredEvent, known: &[(i64, Vec<u8>)]| {
         let mut heads = KnownHeads::new();
-        known.iter().for_each(|(number, hash)| add_head(&mut heads, *number, hash));
+        for (number, hash) in known {
+            add_head(&mut heads, *number, hash);
+        }
         let verdict = check(&log_with(event), heads, &Exports::default(), &restores);
         let lost: Vec<_> = verdict.restores.iter().map(|restore| restore.lost).collect();
         (verdict.violation.is_none(), verdict.logged_beyond, lost)

@@ -40,7 +40,7 @@ pub fn positive<T: FromStr>(text: &str) -> Result<T, String> {
 }
 
 /// Returns a number if it is at most `max`.
-fn bounded<T: PartialOrd + Display>(number: T, max: T) -> Result<T, String> {
+fn bounded<T: PartialOrd + Display + Copy>(number: T, max: T) -> Result<T, String> {
     if number <= max { Ok(number) } else { Err(format!("must be at most {max}")) }
 }
 

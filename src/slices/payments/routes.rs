@@ -156,7 +156,7 @@ mod tests {
         let beginning = Instant::now();
         let deadline = Deadline(beginning + Duration::from_secs(10));
         assert_eq!(respond_by(deadline) - beginning, Duration::from_millis(9750));
-        assert!(in_time(deadline, std::future::pending()).await.is_err());
+        assert!(limit_to_deadline(deadline, std::future::pending()).await.is_err());
         assert!((9870..=9880).contains(&beginning.elapsed().as_millis()), "{:?}", beginning.elapsed());
     }
 }

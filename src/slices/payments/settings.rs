@@ -185,7 +185,7 @@ mod tests {
         ]);
         let seldom = settings(&[("GATEWAY_URL", "https://gateway.example")]);
         let statement = Duration::from_secs(5);
-        assert_eq!(often.in_flight(statement), Duration::from_millis(8500));
+        assert_eq!(often.max_send_time(statement), Duration::from_millis(8500));
         assert_eq!(often.lease(statement), Duration::from_millis(8500));
         assert_eq!(seldom.lease(statement), Duration::from_secs(15));
         assert_eq!(seldom.webhooks().unwrap().len(), 1);
@@ -229,13 +229,13 @@ mod tests {
                 gateway_timeout: Duration::from_secs(gateway_timeout),
                 recovery_interval: Duration::from_secs(interval),
                 reconciliation_interval: Duration::from_secs(15),
-                park_after: Duration::from_secs(60),
+                park_after: Duration::from_mins(1),
             };
             settings.lease(Duration::from_secs(statement_timeout))
         };
         // Otherwise recovery would charge while the request still waits for its first statement.
         assert!(lease(1, 10, 3) > Duration::from_secs(13));
         assert!(lease(5, 60, 14) > Duration::from_secs(74));
-        assert_eq!(lease(60, 10, 3), Duration::from_secs(180));
+        assert_eq!(lease(60, 10, 3), Duration::from_mins(3));
     }
 }

@@ -230,7 +230,7 @@ async fn a_drop_gives_way_to_a_reader() {
     let service = sealing_service().await;
     insert_old_events(&service, "2021-02", 1).await;
     // This reader has begun after the command has waited for all others.
-    let reads = reader(&service).await;
+    let reads = open_reader(&service).await;
     let mut owner = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
     let drop = "select drop_exported_audit_partition('audit_events_2021_02', now(), 1, '1', 1, '{}')";
     let started = Instant::now();
@@ -246,7 +246,7 @@ async fn audited_writes_continue_while_a_new_epoch_waits() {
     let customer = service.customer().await;
     // This simulates a switch to another cluster.
     service.database().execute("update audit_epochs set system_identifier = 0").await;
-    let reads = reader(&service).await;
+    let reads = open_reader(&service).await;
     let (migrated, ()) = tokio::join!(service.command(&["migrate"], &[]), async {
         service.database().wait_for_blocked_statements(1).await;
         for _ in 0..5 {

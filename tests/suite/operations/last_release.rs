@@ -249,7 +249,9 @@ async fn a_roll_forth_and_back_fails_no_request() {
     println!("{} rows in {seeded:.1?}, and their events sealed in {:.1?}", rows(), sealing.elapsed());
 
     let balancer = Balancer::start().await;
-    services.iter().for_each(|service| balancer.add(service));
+    for service in &services {
+        balancer.add(service);
+    }
     eventually("all three are ready", async || (balancer.ready() == 3).then_some(())).await;
     let (load, rolling) = (Arc::new(Load::default()), Instant::now());
     let (closed, closing) = watch::channel(false);

@@ -483,26 +483,26 @@ mod tests {
 
         let retries = || (0..20).filter(|_| pause(1).is_some()).count();
         assert_eq!(retries(), 6, "the budget of ten retries is used up");
-        (0..5).for_each(|_| drop(gateway.admit().unwrap()));
+        (0..5).for_each(|_| drop(gateway.acquire_slot().unwrap()));
         assert_eq!(retries(), 1, "one for each five new operations");
     }
 
     #[tokio::test]
     async fn requests_beyond_the_slots_are_rejected() {
         let gateway = gateway(2);
-        let held = [gateway.admit().unwrap(), gateway.admit().unwrap()];
-        let rejected = gateway.admit().unwrap_err();
+        let held = [gateway.acquire_slot().unwrap(), gateway.acquire_slot().unwrap()];
+        let rejected = gateway.acquire_slot().unwrap_err();
         assert!(matches!(rejected, SlotError::Busy));
         assert_eq!(rejected.retry_after_seconds(), 1);
         drop(held);
-        assert!(gateway.admit().is_ok());
+        assert!(gateway.acquire_slot().is_ok());
     }
 
     #[tokio::test]
     async fn an_open_breaker_admits_no_operation_until_it_probes() {
         let gateway = gateway(1);
-        (0..10).for_each(|_| gateway.admit().unwrap().permit.failed());
-        let rejected = gateway.admit().unwrap_err();
+        (0..10).for_each(|_| gateway.acquire_slot().unwrap().permit.failed());
+        let rejected = gateway.acquire_slot().unwrap_err();
         assert!(matches!(rejected, SlotError::Open(_)));
         assert_eq!(rejected.retry_after_seconds(), 5);
     }

@@ -444,7 +444,7 @@ mod tests {
     fn only_old_records_are_searched_in_the_listing() {
         let started_at = Utc::now();
         let since = started_at - TimeDelta::hours(48) - OVERLAP;
-        let run = Run { since, started_at, last_step: Step::UnlistedRefunds, repeated: false };
+        let run = Run { since, started_at, last_step: Step::UnlistedRefunds, includes_recorded: false };
         let first = id_range(run, None);
         assert_eq!(first.after, first_id_at(started_at - TimeDelta::hours(48)));
         assert_eq!(first.before, first_id_at(started_at - TimeDelta::minutes(10)));
