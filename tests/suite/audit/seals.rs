@@ -82,22 +82,6 @@ async fn a_head_is_logged_again_by_a_process_that_starts() {
     service.logs_that("the head is logged again", |line| line["seal_number"] == head).await;
 }
 
-#[tokio::test]
-async fn a_backlog_is_sealed_without_pauses() {
-    // With a pause after each seal, the backlog would take far longer than the test waits.
-    let mut service = builder().setting("AUDIT_SEAL_INTERVAL_SECONDS", "20").start().await;
-    service.terminate().await;
-    let backlog = "insert into audit_events (id, timestamp, event_type, resource, action, result, service_version)
-        select gen_random_uuid(), now(), 'data_change', 'things', 'create', 'success', '0' from generate_series(1, 9000)";
-    service.database().execute(backlog).await;
-    service.restart().await;
-    eventually("the backlog is sealed", async || {
-        let sealed = "select coalesce(sum(event_count), 0)::bigint from audit_seals";
-        (service.database().number(sealed).await >= 9000).then_some(())
-    })
-    .await;
-}
-
 /// Records an event in a statement of the owner. The test controls its transaction.
 const LATE: &str = "
     select record_audit_event(jsonb_build_object(
