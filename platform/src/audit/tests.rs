@@ -124,7 +124,7 @@ fn a_changed_seal_is_named() {
 
 #[test]
 fn the_ranges_of_seals_ascend() {
-    let rule = "seal 2: the range does not follow that of the previous seal";
+    let rule = "seal 2: the range of its events does not follow the range of the previous seal";
     let ranged = |first: i64, last: i64| {
         changed(|log| {
             let seal = &mut log[1].0;

@@ -34,7 +34,7 @@ pub fn rows() -> u32 {
 }
 
 /// Number of customers who send requests at the same time.
-const CUSTOMERS: usize = 6;
+const CUSTOMERS: usize = 3;
 
 /// Number of requests that are sent in each state of the replicas.
 const REQUESTS: usize = 60;
