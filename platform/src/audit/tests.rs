@@ -18,7 +18,7 @@ use super::{
 const HASH_OF_FILE: &str = "5e1f";
 
 /// A seal, and the events that the database has for it.
-type Sealed = (Seal, Vec<StoredEvent>);
+type SealWithEvents = (Seal, Vec<StoredEvent>);
 
 fn event(sequence: i64, action: &str, metadata: &Value) -> StoredEvent {
     serde_json::from_value(json!({
@@ -31,19 +31,19 @@ fn event(sequence: i64, action: &str, metadata: &Value) -> StoredEvent {
     .unwrap()
 }
 
-fn seal_after(previous: Head, events: Vec<StoredEvent>) -> Sealed {
+fn seal_after(previous: Head, events: Vec<StoredEvent>) -> SealWithEvents {
     let now: DateTime<Utc> = "2026-01-31T12:00:01Z".parse().unwrap();
     let horizon = Horizon { epoch: 1, xact_id: i64::MAX, same_cluster: true, now };
     let (first, last) = (events[0].position(), events[events.len() - 1].position());
     (seal(previous, horizon, first, last, &events), events)
 }
 
-fn head((seal, _): &Sealed) -> Head {
+fn head((seal, _): &SealWithEvents) -> Head {
     Head { number: seal.number, hash: seal.computed_hash() }
 }
 
 /// Returns a log of three seals over two events each, and of a fourth seal over this event.
-fn log_with(last: StoredEvent) -> Vec<Sealed> {
+fn log_with(last: StoredEvent) -> Vec<SealWithEvents> {
     let mut log = Vec::new();
     let mut previous = Head::NONE;
     for first in [1, 3, 5] {
@@ -55,11 +55,11 @@ fn log_with(last: StoredEvent) -> Vec<Sealed> {
     log
 }
 
-fn log() -> Vec<Sealed> {
+fn log() -> Vec<SealWithEvents> {
     log_with(event(7, "create", &json!({})))
 }
 
-fn check(log: &[Sealed], heads: KnownHeads, exports: &Exports, restores: &Restores) -> Verdict {
+fn check(log: &[SealWithEvents], heads: KnownHeads, exports: &Exports, restores: &Restores) -> Verdict {
     let mut chain = Chain::after(Head::NONE, heads);
     for (seal, events) in log {
         chain.seal(seal);
@@ -75,12 +75,12 @@ fn check(log: &[Sealed], heads: KnownHeads, exports: &Exports, restores: &Restor
 }
 
 /// Returns the first violation of a log, or an empty text.
-fn violation(log: &[Sealed], exports: &Exports) -> String {
+fn violation(log: &[SealWithEvents], exports: &Exports) -> String {
     let verdict = check(log, KnownHeads::new(), exports, &Restores::default());
     verdict.violation.map(|violation| violation.to_string()).unwrap_or_default()
 }
 
-fn changed(change: impl FnOnce(&mut Vec<Sealed>)) -> String {
+fn changed(change: impl FnOnce(&mut Vec<SealWithEvents>)) -> String {
     let mut log = log();
     change(&mut log);
     violation(&log, &Exports::default())

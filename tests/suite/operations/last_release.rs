@@ -45,7 +45,7 @@ const UNTIL_SEALED: Duration = Duration::from_mins(5);
 /// Maximum time for which a migration holds a lock that blocks writers.
 const MAX_LOCK: Duration = Duration::from_millis(100);
 
-/// What the customers of the roll have sent.
+/// The requests of the customers during the roll, and their results.
 #[derive(Default)]
 struct Load {
     served: AtomicUsize,
