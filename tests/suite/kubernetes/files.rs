@@ -452,6 +452,8 @@ fn a_slow_migration_does_not_fail_the_rollout() {
     let migration = objects.migration().spec.unwrap().active_deadline_seconds.unwrap();
     let rollout = objects.deployment().spec.unwrap().progress_deadline_seconds.unwrap();
     assert!(i64::from(rollout) > migration, "the deadlines: rollout {rollout} s, migration {migration} s");
+    let waits = format!("--for=condition=complete --timeout={migration}s job/migrate");
+    assert!(text("README.md").contains(&waits), "{waits}");
 }
 
 /// Runs the script `check` with a stub of `kubectl`. Each line of `responses` has a word and a response. The stub

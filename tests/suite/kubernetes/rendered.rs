@@ -158,4 +158,6 @@ fn the_policies_allow_queries_to_the_clusters_dns() {
         "a selector with the labels of the service would select no pod of the DNS service"
     );
     assert_eq!(names["to"][1]["ipBlock"]["cidr"], "169.254.20.10/32", "NodeLocal DNSCache");
+    let policies = serde_json::to_string(&policies).unwrap();
+    assert!(!policies.contains("ingress-nginx"), "its maintenance has ended");
 }

@@ -170,6 +170,16 @@ fn every_alert_has_severity_summary_and_runbook() {
     }
 }
 
+/// Alerts with the same labels are one alert for Alertmanager: one rule resolves what the other fires.
+#[test]
+fn alerts_of_one_name_differ_in_their_labels() {
+    let mut known = BTreeSet::new();
+    for (name, rule) in alerts() {
+        // The labels of the job and of its series are the same for both.
+        assert!(known.insert((name.clone(), rule.labels)), "two rules of {name} have the same labels");
+    }
+}
+
 #[test]
 fn every_alert_has_a_runbook_and_every_runbook_an_alert() {
     let written: BTreeSet<_> = runbooks().into_keys().collect();
@@ -271,6 +281,21 @@ fn every_counter_of_created_records_is_recorded_for_the_audit() {
         let is_recorded = expressions.iter().any(|expression| expression.contains(&counter));
         assert!(is_recorded, "prometheus/rules records no {RECORD} of {counter}");
     }
+}
+
+/// A window of days over the service's own series takes longer than the interval of its group: pages come late.
+/// `.ci/checks/rule-cost --long` measures it.
+#[test]
+fn windows_of_days_read_recorded_series() {
+    let mut windows = 0;
+    for rule in rules() {
+        for call in ["rate(", "increase("].iter().flat_map(|function| rule.expr.split(function).skip(1)) {
+            let window = call.split_once('[').unwrap().1.split(']').next().unwrap();
+            assert!(!window.ends_with('d'), "{}", rule.expr);
+            windows += 1;
+        }
+    }
+    assert!(windows > 20, "{windows}");
 }
 
 #[test]

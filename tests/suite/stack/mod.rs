@@ -1,6 +1,7 @@
 //! Monitoring: rules, dashboards and runbooks agree with each other and with the service's metrics, and the real
 //! programs accept them.
 pub(crate) mod alerting;
+mod compose;
 pub(crate) mod files;
 mod queries;
 pub(crate) mod tools;

@@ -1,0 +1,105 @@
+//! The containers of the stack: their images, their health checks, and their logs.
+use std::{collections::BTreeSet, fs};
+
+use serde_json::Value;
+
+use super::repository;
+
+/// Programs of an image that a health check may call by name. An image without a shell has none.
+const PROGRAMS: [(&str, &str); 3] =
+    [("postgres", "pg_isready"), ("jaegertracing/jaeger", "wget"), ("grafana/grafana", "wget")];
+
+fn read(path: &str) -> Value {
+    yaml_serde::from_str(&fs::read_to_string(repository().join(path)).unwrap()).unwrap()
+}
+
+/// Returns the containers of the stack by name.
+fn containers() -> Vec<(String, Value)> {
+    let services = |path| read(path)["services"].as_object().unwrap().clone();
+    services("docker-compose.yml").into_iter().chain(services("deploy/dependencies.yml")).collect()
+}
+
+/// Returns a member of a container, perhaps of one that it is merged with.
+fn member(container: &Value, name: &str) -> Value {
+    let merged = match &container["<<"] {
+        Value::Array(parts) => parts.clone(),
+        part => vec![part.clone()],
+    };
+    let all = [container.clone()].into_iter().chain(merged);
+    all.map(|part| part[name].clone()).find(|value| !value.is_null()).unwrap_or_default()
+}
+
+fn is_pinned(image: &str) -> bool {
+    image.split_once("@sha256:").is_some_and(|(_, digest)| digest.len() == 64)
+}
+
+#[test]
+fn every_image_that_is_not_built_here_has_a_digest() {
+    let mut pinned = 0;
+    for (name, container) in containers() {
+        if member(&container, "build").is_null() {
+            let image = member(&container, "image");
+            assert!(is_pinned(image.as_str().unwrap()), "{name}: {image}");
+            pinned += 1;
+        }
+    }
+    assert!(pinned >= 8, "{pinned}");
+    let dockerfile = fs::read_to_string(repository().join("Dockerfile")).unwrap();
+    let bases: Vec<_> = dockerfile.lines().filter(|line| line.contains("_IMAGE=")).collect();
+    assert_eq!(bases.len(), 3);
+    assert!(bases.iter().all(|base| is_pinned(base)), "{bases:?}");
+}
+
+#[test]
+fn health_checks_call_programs_that_the_image_has() {
+    let mut checks = 0;
+    for (name, container) in containers() {
+        let check = member(&container, "healthcheck");
+        let Some(command) = check["test"].as_array() else { continue };
+        assert_eq!(command[0], "CMD", "{name}: an image without a shell runs no command line");
+        let (program, image) = (command[1].as_str().unwrap(), member(&container, "image"));
+        let is_in_image = |(of, known): &(&str, &str)| {
+            *known == program && image.as_str().unwrap().starts_with(&format!("{of}:"))
+        };
+        assert!(program.starts_with('/') || PROGRAMS.iter().any(is_in_image), "{name}: {program}");
+        checks += 1;
+    }
+    assert!(checks >= 6, "{checks}");
+}
+
+#[test]
+fn no_container_fills_the_disk_or_delays_the_service_with_logs() {
+    let mut through_collector = BTreeSet::new();
+    for (name, container) in containers() {
+        let logging = member(&container, "logging");
+        let options = &logging["options"];
+        if logging["driver"] == "fluentd" {
+            assert_eq!(options["fluentd-async"], "true", "{name}: a lost collector stops no container");
+            assert_eq!(options["fluentd-sub-second-precision"], "true", "{name}: lines keep their order");
+            assert!(options["fluentd-buffer-limit"].is_string(), "{name}");
+            through_collector.insert(name);
+        } else if member(&container, "restart") == "unless-stopped" {
+            assert!(options["max-size"].is_string() && options["max-file"].is_string(), "{name}");
+        }
+    }
+    assert!(through_collector.contains("service"), "{through_collector:?}");
+    // Compose stops in the reverse order of the start.
+    let service = &read("docker-compose.yml")["services"]["service"];
+    assert!(service["depends_on"]["collector"].is_object(), "the collector receives the last lines");
+}
+
+#[test]
+fn the_nightly_stack_waits_for_every_target() {
+    let scraped = read("prometheus/prometheus.yml");
+    let targets: usize = scraped["scrape_configs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|job| job["static_configs"].as_array().unwrap())
+        .map(|group| group["targets"].as_array().unwrap().len())
+        .sum();
+    let steps = read(".github/workflows/nightly.yml")["jobs"]["stack"]["steps"].clone();
+    let scripts: String = steps.as_array().unwrap().iter().filter_map(|step| step["run"].as_str()).collect();
+    assert!(scripts.contains("docker compose up"), "{scripts}");
+    assert!(scripts.contains(&format!("count(up == 1) == {targets}'")), "{targets} targets: {scripts}");
+}
