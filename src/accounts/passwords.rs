@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parameters_of_a_hash_are_neither_its_salt_nor_its_sum() {
+    fn parameters_exclude_the_salt_and_the_hash() {
         let hash = |parameters, rest| format!("$argon2id$v=19${parameters}${rest}");
         let weak = hash("m=64,t=1,p=1", "c2FsdA$aGFzaA");
         assert_eq!(parameters(&weak), Some("$argon2id$v=19$m=64,t=1,p=1"));

@@ -14,7 +14,7 @@ use crate::config::Config;
 /// Interval at which the partitions of the coming months are created.
 const PARTITION_INTERVAL: Duration = Duration::from_hours(6);
 
-/// Interval at which denials that were only counted are recorded as audit events.
+/// Interval at which the denials that were counted instead of recorded one by one are recorded in summary events.
 const DENIAL_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Interval at which new failures to record audit events are checked for.

@@ -33,8 +33,8 @@ pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
     Ok(database)
 }
 
-/// Repeats a step of the start while the database is unavailable. Without retries, a database that restarts after the
-/// first connection would end the process.
+/// Repeats a step of the start while the database is unavailable. The first connection waits by itself. Without
+/// these retries, a database that restarts after it would end the process.
 ///
 /// # Errors
 /// If the database is still unavailable at the deadline, or the step fails for another reason.

@@ -57,7 +57,8 @@ pub struct TcpProxy {
 struct ProxyState {
     servers: Mutex<Vec<SocketAddr>>,
     next_server: AtomicUsize,
-    /// Flow of new connections, and of all connections since the last replacement.
+    /// Flow of new connections, and of the connections opened since the last call of [`Self::interrupt`] or
+    /// [`Self::replace_host`].
     flow: Mutex<watch::Sender<Flow>>,
     /// Flow of the connections to replaced hosts, which never pass data again.
     replaced: Mutex<Vec<watch::Sender<Flow>>>,

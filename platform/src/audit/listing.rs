@@ -31,7 +31,7 @@ pub struct Filter {
     /// Earliest time of recording.
     #[param(value_type = Option<DateTime<Utc>>)]
     pub from: Option<Timestamp>,
-    /// Time of recording that all events precede.
+    /// Exclusive upper limit of the recording time.
     #[param(value_type = Option<DateTime<Utc>>)]
     pub to: Option<Timestamp>,
     /// Maximum number of items, 1 to 100.

@@ -1,8 +1,8 @@
 //! Logs, traces, metrics, and the correlation between them.
 //!
 //! [`init`] sets up everything once, before any other code runs. [`Telemetry::flush`] ends telemetry, after all other
-//! code. In between, code needs no handle to log, open spans and count. The task's context adds the request and the
-//! user.
+//! code. In between, all code can log, open spans and update metrics without a handle. The context of the task adds the
+//! ids of the request and the user to log lines.
 pub mod correlation;
 mod current_span;
 pub mod logs;
@@ -75,9 +75,9 @@ pub fn init(process: &Process, logs: &Logs, opentelemetry: &OpenTelemetry) -> Re
     let records = Records::start(&resource, opentelemetry)?;
     let (sinks, guards) = logs::open(logs, records.clone())?;
 
-    // The log layer comes first, because the handle that changes its filter depends on the type below it. A combined
-    // filter has a level hint only if both of its parts have one. Without a hint, the filter would be evaluated for
-    // every `trace!`.
+    // The log layer is added first, because the type of the handle that changes its filter contains the type of the
+    // subscriber below the layer. A combined filter has a level hint only if both of its parts have one. Without a hint,
+    // the filter would be evaluated for every `trace!`.
     let events = dynamic_filter_fn(|metadata, _| may_be_logged(metadata))
         .with_callsite_filter(callsite_interest)
         .with_max_level_hint(LevelFilter::TRACE);
@@ -117,15 +117,16 @@ fn may_be_logged(metadata: &Metadata<'_>) -> bool {
     metadata.is_event() && (*metadata.level() <= Level::DEBUG || is_ours)
 }
 
-/// Returns the interest in an event: `sometimes`, never `always`, even for events that are always enabled. The reason
-/// is a bug in tracing-subscriber 0.3.23. After each statement, sqlx checks through the `log` crate whether an event
-/// would be logged. The thread stores the result of such a check. The next event with interest `always` would use that
-/// result instead of its own, and be lost.
+/// Returns no interest in what may not be logged, and `sometimes` for the rest, even for events that are always
+/// enabled. `always` is not used because of a bug in tracing-subscriber 0.3.23. After each statement, sqlx checks
+/// through the `log` crate whether an event would be logged. The thread stores the result of such a check. The next
+/// event with interest `always` would use that result instead of its own, and be lost.
 fn callsite_interest(metadata: &Metadata<'_>) -> Interest {
     if may_be_logged(metadata) { Interest::sometimes() } else { Interest::never() }
 }
 
-/// Returns whether metadata becomes a span or a span event: the service's spans, and warnings within them.
+/// Returns whether metadata becomes a span or a span event. Spans from the level `info` do, and events from the level
+/// `warn`, except those of the exporters.
 fn is_traced(metadata: &Metadata<'_>) -> bool {
     let level = if metadata.is_span() { Level::INFO } else { Level::WARN };
     *metadata.level() <= level && !otlp::is_export_target(metadata.target())
@@ -137,7 +138,7 @@ impl Telemetry {
         self.filter.clone()
     }
 
-    /// Exports the remaining spans and log records, and writes the remaining log lines, until `deadline` at most. Later
+    /// Exports the remaining spans and log records, and writes the remaining log lines, within about `deadline`. Later
     /// lines are lost, so callers must call this function last.
     ///
     /// Both exports get the whole time, except the time that the threads need to write log lines. Spans and records

@@ -41,12 +41,12 @@ pub(crate) fn with_parts(path: &str) -> String {
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(separator))
     });
     names.sort_unstable();
-    assert!(names.iter().any(|name| path.ends_with(name.as_str())), "{path} is among {names:?}");
+    assert!(names.iter().any(|name| path.ends_with(name.as_str())), "{path} is not among {names:?}");
     names.iter().map(|name| file(&format!("{directory}/{name}")) + "\n").collect()
 }
 
-/// Returns the rows of every table in `docs` that has this heading. The heading identifies a list, so that one document
-/// of a slice can contain the slice's rows of several lists.
+/// Returns the rows of every table in `docs` with this header row. Tables with the same header row are one list, so a
+/// document of a slice can contain the slice's rows of several lists.
 pub(crate) fn rows(heading: &str) -> Vec<String> {
     let mut found = Vec::new();
     documents(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs"), &mut found);
@@ -135,7 +135,7 @@ fn every_control_names_existing_tests() {
 }
 
 #[test]
-fn every_control_names_existing_alerts_or_explains_none() {
+fn every_control_names_alerts_or_says_why_it_has_none() {
     let rules: String = ["monitoring", "security", "service", "telemetry", "audit"]
         .iter()
         .map(|name| file(&format!("prometheus/rules/{name}.yml")))
@@ -152,7 +152,7 @@ fn every_control_names_existing_alerts_or_explains_none() {
             checked += 1;
         }
     }
-    assert!(checked > 10, "something was checked: {checked}");
+    assert!(checked > 10, "too few were checked: {checked}");
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn metrics_and_files_named_in_documents_exist() {
             checked += 1;
         }
     }
-    assert!(checked > 20, "something was checked: {checked}");
+    assert!(checked > 20, "too few were checked: {checked}");
 }
 
 /// Adds every Markdown file in a directory and its subdirectories to `found`.
@@ -192,7 +192,7 @@ fn documents(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Returns the documents for readers of the repository.
+/// Returns README.md, CONTRIBUTING.md, SECURITY.md, and every Markdown file in `docs` and `deploy`.
 fn all_documents() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found: Vec<_> =
@@ -201,17 +201,6 @@ fn all_documents() -> Vec<PathBuf> {
         documents(&root.join(directory), &mut found);
     }
     found
-}
-
-/// Without the flag, cargo adds the new project to a workspace above it, and that workspace no longer loads.
-#[test]
-fn every_command_that_generates_a_project_has_no_workspace() {
-    for document in all_documents() {
-        let text = fs::read_to_string(&document).unwrap();
-        for command in text.lines().filter(|line| line.starts_with("cargo generate ")) {
-            assert!(command.contains(" --no-workspace "), "{}: {command}", document.display());
-        }
-    }
 }
 
 #[test]
@@ -225,7 +214,7 @@ fn every_file_that_a_document_names_or_links_exists() {
         let links = links.filter(|link| !link.is_empty() && !link.contains("://"));
         let linked = links.map(|link| document.parent().unwrap().join(link));
         let names = quoted(&text).into_iter().filter(|name| {
-            // Documents may still name the files of a directory that a project has deleted.
+            // A generated project may delete a directory whose files its documents still name.
             let in_repository = DIRECTORIES
                 .iter()
                 .any(|directory| name.starts_with(directory) && root.join(directory).exists());

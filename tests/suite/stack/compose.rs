@@ -5,8 +5,9 @@ use serde_json::Value;
 
 use super::repository;
 
-/// Programs of an image that a health check may call by name. An image without a shell has none.
-const PROGRAMS: [(&str, &str); 3] =
+/// Pairs of an image and a program that its health check may call by name. Every other health check calls its program by
+/// an absolute path.
+const HEALTH_CHECK_PROGRAMS: [(&str, &str); 3] =
     [("postgres", "pg_isready"), ("jaegertracing/jaeger", "wget"), ("grafana/grafana", "wget")];
 
 fn read(path: &str) -> Value {
@@ -19,8 +20,8 @@ fn containers() -> Vec<(String, Value)> {
     services("docker-compose.yml").into_iter().chain(services("deploy/dependencies.yml")).collect()
 }
 
-/// Returns a member of a container, perhaps of one that it is merged with.
-fn member(container: &Value, name: &str) -> Value {
+/// Returns a field of a container, or of a YAML mapping that the container merges with `<<`.
+fn field(container: &Value, name: &str) -> Value {
     let merged = match &container["<<"] {
         Value::Array(parts) => parts.clone(),
         part => vec![part.clone()],
@@ -37,8 +38,8 @@ fn is_pinned(image: &str) -> bool {
 fn every_image_that_is_not_built_here_has_a_digest() {
     let mut pinned = 0;
     for (name, container) in containers() {
-        if member(&container, "build").is_null() {
-            let image = member(&container, "image");
+        if field(&container, "build").is_null() {
+            let image = field(&container, "image");
             assert!(is_pinned(image.as_str().unwrap()), "{name}: {image}");
             pinned += 1;
         }
@@ -54,14 +55,20 @@ fn every_image_that_is_not_built_here_has_a_digest() {
 fn health_checks_call_programs_that_the_image_has() {
     let mut checks = 0;
     for (name, container) in containers() {
-        let check = member(&container, "healthcheck");
+        let check = field(&container, "healthcheck");
         let Some(command) = check["test"].as_array() else { continue };
-        assert_eq!(command[0], "CMD", "{name}: an image without a shell runs no command line");
-        let (program, image) = (command[1].as_str().unwrap(), member(&container, "image"));
+        assert_eq!(
+            command[0], "CMD",
+            "{name}: the health check must use CMD, because CMD-SHELL needs a shell in the image"
+        );
+        let (program, image) = (command[1].as_str().unwrap(), field(&container, "image"));
         let is_in_image = |(of, known): &(&str, &str)| {
             *known == program && image.as_str().unwrap().starts_with(&format!("{of}:"))
         };
-        assert!(program.starts_with('/') || PROGRAMS.iter().any(is_in_image), "{name}: {program}");
+        assert!(
+            program.starts_with('/') || HEALTH_CHECK_PROGRAMS.iter().any(is_in_image),
+            "{name}: {program}"
+        );
         checks += 1;
     }
     assert!(checks >= 6, "{checks}");
@@ -71,25 +78,34 @@ fn health_checks_call_programs_that_the_image_has() {
 fn no_container_fills_the_disk_or_delays_the_service_with_logs() {
     let mut through_collector = BTreeSet::new();
     for (name, container) in containers() {
-        let logging = member(&container, "logging");
+        let logging = field(&container, "logging");
         let options = &logging["options"];
         if logging["driver"] == "fluentd" {
-            assert_eq!(options["fluentd-async"], "true", "{name}: a lost collector stops no container");
-            assert_eq!(options["fluentd-sub-second-precision"], "true", "{name}: lines keep their order");
+            assert_eq!(
+                options["fluentd-async"], "true",
+                "{name}: without fluentd-async, the loss of the collector stops the container"
+            );
+            assert_eq!(
+                options["fluentd-sub-second-precision"], "true",
+                "{name}: without sub-second times, lines lose their order"
+            );
             assert!(options["fluentd-buffer-limit"].is_string(), "{name}");
             through_collector.insert(name);
-        } else if member(&container, "restart") == "unless-stopped" {
+        } else if field(&container, "restart") == "unless-stopped" {
             assert!(options["max-size"].is_string() && options["max-file"].is_string(), "{name}");
         }
     }
     assert!(through_collector.contains("service"), "{through_collector:?}");
-    // Compose stops in the reverse order of the start.
+    // Compose stops containers in the reverse order of their start, so the collector stops after the service.
     let service = &read("docker-compose.yml")["services"]["service"];
-    assert!(service["depends_on"]["collector"].is_object(), "the collector receives the last lines");
+    assert!(
+        service["depends_on"]["collector"].is_object(),
+        "the service must depend on the collector, which receives its last lines"
+    );
 }
 
 #[test]
-fn the_nightly_stack_waits_for_every_target() {
+fn the_nightly_job_waits_for_every_prometheus_target() {
     let scraped = read("prometheus/prometheus.yml");
     let targets: usize = scraped["scrape_configs"]
         .as_array()

@@ -17,7 +17,7 @@ const MAX_REQUEST_TIME: Duration = Duration::from_secs(2);
 /// Maximum time until a queue of log lines is full on a busy machine.
 const WAIT_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// Maximum growth of the memory in bytes, which is low because the queues are short.
+/// Maximum growth of the memory in bytes. The queues are bounded, so they cannot hold more.
 const MAX_GROWTH_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Sends requests one after the other. Fails if one fails or is slow.
@@ -115,7 +115,7 @@ fn lost_at_stop(service: &Service) -> [Option<u64>; 2] {
 }
 
 #[tokio::test]
-async fn the_last_exports_have_the_rest_of_the_deadline() {
+async fn the_last_exports_may_take_until_the_deadline() {
     let collector = Collector::start().await;
     let service = service_that_exports_at_stop(&collector, Duration::from_millis(1_500), &[]).await;
     assert!(service.terminate().await.success());
@@ -157,7 +157,7 @@ async fn span_export_continues_after_a_collector_outage() {
 
 #[tokio::test]
 async fn a_stopped_log_reader_delays_no_request() {
-    // At the level `trace` all libraries log too, so the pipe and the queue are full soon.
+    // At the level `trace` libraries log too, up to `debug`, so the pipe and the queue soon fill.
     let service = builder().setting("RUST_LOG", "trace").start().await;
     service.stall_output();
     let before = service.memory();
@@ -239,7 +239,7 @@ async fn a_full_disk_under_the_log_delays_no_request() {
 #[tokio::test]
 async fn an_unwritable_log_file_delays_no_request() {
     let directory = directory("broken-pipe");
-    // A pipe is writable while any process has its other end open, independent of the user that runs the tests.
+    // A pipe becomes unwritable when its reading end is closed, also for root, who could write to any file.
     let pipe = directory.join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     link_log_files(&pipe, &directory);

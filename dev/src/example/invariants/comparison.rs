@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_charge_without_its_payment_is_found() {
+    fn a_charge_without_a_matching_payment_is_found() {
         assert_eq!(rules_broken(&[], &[charge(ChargeStatus::Succeeded)]), ["a charge has a payment"]);
         assert_eq!(
             rules_broken(&[payment("failed")], &[charge(ChargeStatus::Succeeded)]),

@@ -1,6 +1,6 @@
 //! Changes of the log filter while the process runs.
 //!
-//! Every client of the listener may read the filter. [`LogLevelAuth`] decides which callers may change it.
+//! Every caller that reaches the operations listener may read the filter. [`LogLevelAuth`] decides which callers may change it.
 //!
 //! A change may be temporary, because a forgotten debug level is expensive. At the end of a temporary change, the
 //! default filter is restored.
@@ -32,7 +32,7 @@ use crate::{
     workers::spawn_in_current_context,
 };
 
-/// Maximum size of the body in bytes, which allows for more targets than a useful filter names.
+/// Maximum size of the request body in bytes. No useful filter is longer.
 const MAX_BODY_BYTES: usize = 4 * 1024;
 
 /// Maximum duration of a temporary change, in seconds. A longer change belongs in the configuration.
@@ -98,6 +98,8 @@ struct Change {
 
 impl LogLevel {
     /// Creates the log level that the listener at `address` serves. Callers that are not on loopback must send `token`.
+    /// Without a token, only callers on loopback may change the level.
+    ///
     /// `on_event` is called with each change and each rejection, in the context of the request that caused it, and must
     /// not block.
     pub fn new(
