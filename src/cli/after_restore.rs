@@ -10,7 +10,7 @@ use platform::{
     outbound,
 };
 
-use super::{Outcome, flags, reader, runtime};
+use super::{Outcome, flags, reader, reason, runtime};
 use crate::{accounts, slices};
 
 pub(super) fn command() -> Command {
@@ -20,14 +20,7 @@ pub(super) fn command() -> Command {
     let is_of_a_slice = |name: &str| slices::Settings::settings().any(|setting| setting.name == name);
     Command::new("after-restore")
         .about("Run the steps that are needed once after the database was restored to an earlier state, as the database's owner")
-        .arg(
-            Arg::new("reason")
-                .long("reason")
-                .value_name("TEXT")
-                .required(true)
-                .value_parser(audit::parse_reason)
-                .help("Why the database was restored; it is stored in the audit log"),
-        )
+        .arg(reason("Why the database was restored; it is stored in the audit log"))
         .arg(file(
             "known-heads",
             "File with the logged heads as JSON lines; heads that the database lacks are acknowledged as lost",

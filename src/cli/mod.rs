@@ -108,6 +108,12 @@ fn flags(used: impl Fn(&Setting) -> bool) -> Vec<Arg> {
     Config::settings().filter(|setting| setting.has_flag && used(setting)).map(flag).collect()
 }
 
+/// Returns the argument for an operator's reason.
+fn reason(help: &'static str) -> Arg {
+    let text = platform::audit::parse_reason;
+    Arg::new("reason").long("reason").value_name("TEXT").required(true).value_parser(text).help(help)
+}
+
 /// Reads settings from flags first, then from the environment. In development, a `.env` file adds variables that the
 /// environment does not have.
 fn reader(arguments: &ArgMatches) -> Result<Reader, Box<dyn std::error::Error + Send + Sync>> {

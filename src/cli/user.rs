@@ -3,12 +3,11 @@ use std::io::{IsTerminal, Read};
 
 use clap::{Arg, ArgMatches, Command};
 use platform::{
-    audit,
     database::{self, Database},
     settings::{Mistakes, Setting},
 };
 
-use super::{Outcome, flags, reader, runtime};
+use super::{Outcome, flags, reader, reason, runtime};
 use crate::accounts::{self, Email, Password, Passwords, Role};
 
 pub(super) fn command() -> Command {
@@ -39,14 +38,7 @@ pub(super) fn command() -> Command {
             Command::new("end-sessions")
                 .about("End every session of a user, for example after a stolen password or token")
                 .arg(email())
-                .arg(
-                    Arg::new("reason")
-                        .long("reason")
-                        .value_name("TEXT")
-                        .required(true)
-                        .value_parser(audit::parse_reason)
-                        .help("Why the sessions end; it is stored in the audit log"),
-                )
+                .arg(reason("Why the sessions end; it is stored in the audit log"))
                 .args(flags(is_common)),
         )
 }

@@ -24,7 +24,7 @@ fn event(sequence: i64, action: &str, metadata: &Value) -> StoredEvent {
     serde_json::from_value(json!({
         "epoch": 1, "xact_id": 700 + sequence, "sequence": sequence, "id": Uuid::from_u128(sequence.unsigned_abs().into()),
         "recorded_at": "2026-01-31T12:00:00Z", "timestamp": "2026-01-31T12:00:00Z",
-        "event_type": "audit", "user_id": null, "role": null, "resource": "orders",
+        "event_type": "audit", "user_id": null, "role": null, "resource": "things",
         "action": action, "result": "success", "ip_address": null, "metadata": metadata,
         "correlation_id": null, "request_id": null, "trace_id": null, "service_version": "0.1.0"
     }))

@@ -210,31 +210,11 @@ fn amount_to_refund(found: &PaymentRecord, amount: Option<i64>) -> Result<i64, P
 
 #[cfg(test)]
 mod tests {
-    use chrono::Utc;
-
     use super::*;
-    use crate::slices::payments::model::Payment;
 
     /// Returns a payment of 100, of which this amount is left to refund.
     fn payment(status: PaymentStatus, left: i64) -> PaymentRecord {
-        let payment = Payment {
-            id: Uuid::from_u128(1),
-            order_id: Uuid::from_u128(2),
-            status,
-            amount: 100,
-            currency: "EUR".to_owned(),
-            refunded_amount: 100 - left,
-            failure_reason: None,
-            created_at: Utc::now(),
-            updated_at: Utc::now(),
-        };
-        PaymentRecord {
-            payment,
-            charge_id: Some("ch_1".to_owned()),
-            attempts: 1,
-            refundable_amount: left,
-            trace_parent: None,
-        }
+        PaymentRecord { refundable_amount: left, ..PaymentRecord::example(status) }
     }
 
     #[test]

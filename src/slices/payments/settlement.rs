@@ -315,30 +315,12 @@ impl Payments {
 
 #[cfg(test)]
 mod tests {
-    use chrono::Utc;
-
     use super::*;
     use crate::slices::payments::model::{FailureReason, PaymentStatus};
 
     fn record(status: PaymentStatus, attempts: i32, charge_id: Option<&str>) -> PaymentRecord {
-        let payment = Payment {
-            id: Uuid::from_u128(1),
-            order_id: Uuid::from_u128(2),
-            status,
-            amount: 100,
-            currency: "EUR".to_owned(),
-            refunded_amount: 0,
-            failure_reason: None,
-            created_at: Utc::now(),
-            updated_at: Utc::now(),
-        };
-        PaymentRecord {
-            payment,
-            charge_id: charge_id.map(ToOwned::to_owned),
-            attempts,
-            refundable_amount: 100,
-            trace_parent: None,
-        }
+        let charge_id = charge_id.map(ToOwned::to_owned);
+        PaymentRecord { charge_id, attempts, ..PaymentRecord::example(status) }
     }
 
     #[test]

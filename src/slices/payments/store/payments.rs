@@ -177,6 +177,27 @@ pub struct PaymentRecord {
     pub trace_parent: Option<String>,
 }
 
+#[cfg(test)]
+impl PaymentRecord {
+    /// Returns a payment of 100, with the charge `ch_1` and one attempt.
+    pub fn example(status: PaymentStatus) -> Self {
+        let now = chrono::Utc::now();
+        let payment = Payment {
+            id: Uuid::from_u128(1),
+            order_id: Uuid::from_u128(2),
+            status,
+            amount: 100,
+            currency: "EUR".to_owned(),
+            refunded_amount: 0,
+            failure_reason: None,
+            created_at: now,
+            updated_at: now,
+        };
+        let charge_id = Some("ch_1".to_owned());
+        Self { payment, charge_id, attempts: 1, refundable_amount: 100, trace_parent: None }
+    }
+}
+
 /// Returns one payment.
 pub async fn find(database: &Database, by: By) -> Result<Option<PaymentRecord>, sqlx::Error> {
     database.run("payments.select", async |connection| select(connection, by, None).await).await
