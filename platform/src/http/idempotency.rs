@@ -4,9 +4,9 @@
 //! transaction claimed the key, the change might never be committed. If a later transaction claimed the key, a
 //! concurrent duplicate could make the change again.
 //!
-//! Every handler checks in the same order: authentication, role and ownership, **the key**, validation, the change. So
-//! a replay is sent even if validation would now reject the request, and no caller can replay another caller's
-//! response.
+//! Handlers check authentication, role and ownership first, so that no caller can replay another caller's response.
+//! A used key takes precedence over every other check, so that a replay is sent even if validation would now reject the
+//! request.
 //!
 //! A replay is the first response, byte for byte. For work that has no stored response yet, because another service
 //! has not responded, see [`Previous`].

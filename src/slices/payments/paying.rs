@@ -7,15 +7,17 @@
 //! If the outcome is unknown, the payment stays `processing`, the response is 202, and recovery takes over. From
 //! step 1 on, the work runs in a separate task, so that neither a disconnect nor a deadline abandons a charge.
 //!
-//! Paying and refunding do not use [`idempotency::run`]. It replays only stored responses, and looks up the key only
-//! after the change was rejected. There are three differences here:
+//! Like [`idempotency::run`], paying and refunding look up the key only after a rejection, because the first statement
+//! claims it. There are two differences:
 //!
 //! - An earlier request may have no response yet. The payment's current state is then the replay.
 //! - The response of an earlier request may be deleted already. The payment is then found by its gateway key, and
 //!   replayed too.
-//! - The key is looked up before a gateway slot is acquired, so that a replay needs no slot.
 use platform::{
-    http::idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
+    http::{
+        idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
+        problem::Problem,
+    },
     identity::Caller,
     resilience::{breaker::Permit, crash},
     telemetry::{correlation, traces},
@@ -61,34 +63,46 @@ impl Payments {
         let claim = Claim::of_user(caller.user_id, &request);
         let order = orders::payable(&self.0.database, order_id, caller.user_id).await?;
         let order = order.ok_or(PaymentError::OrderNotFound(order_id))?;
-        if let Some(previous) = idempotency::previous(&self.0.database, &claim).await? {
-            return self.replay(previous).await;
-        }
-        let new = request.body.map_err(PaymentError::InvalidBody)?;
-        if let Some(conflict) = why_not_payable(&order) {
-            return self.existing_payment(GatewayKey::derive(&claim)).await?.ok_or(conflict);
-        }
-        let gateway_slot = self.0.gateway.acquire_slot().map_err(PaymentError::CannotCharge)?;
+        let (new, gateway_slot) = match self.admit(&order, request.body) {
+            Ok(admitted) => admitted,
+            Err(rejection) => return self.replay_or(rejection, &claim).await,
+        };
         let (begun_sender, begun_receiver) = oneshot::channel();
         let work = self.clone().begin_and_charge(order_id, order, new, claim, gateway_slot, begun_sender);
         let work = self.0.background_tasks.run(log_failure(work));
         finish_by(deadline, work, begun_receiver, responses::of_payment).await
     }
 
-    /// Replays an earlier request with the same key: returns the stored response, or the payment's current state while
-    /// none is stored.
-    async fn replay(&self, previous: Previous) -> Result<StoredResponse, PaymentError> {
-        if let Some(response) = previous.response {
-            return Ok(response.at(responses::payment_location(previous.resource_id)));
-        }
-        Ok(responses::of_payment(&self.reload(previous.resource_id).await?)?.replayed())
+    /// Checks the request, and acquires a gateway slot. The statement that begins the payment checks the order again.
+    fn admit(
+        &self,
+        order: &PayableOrder,
+        body: Result<NewPayment, Problem>,
+    ) -> Result<(NewPayment, GatewaySlot), PaymentError> {
+        let new = body.map_err(PaymentError::InvalidBody)?;
+        check_payable(order)?;
+        let gateway_slot = self.0.gateway.acquire_slot().map_err(PaymentError::CannotCharge)?;
+        Ok((new, gateway_slot))
     }
 
-    /// Returns the current state of the payment with this gateway key, which an earlier request began. A stored
-    /// response is deleted after 24 hours, and even then a request with the same key must not begin a second payment.
-    async fn existing_payment(&self, key: GatewayKey) -> Result<Option<StoredResponse>, PaymentError> {
-        let found = payments::find(&self.0.database, By::GatewayKey(key)).await?;
-        found.map(|found| Ok(responses::of_payment(&found.payment)?.replayed())).transpose()
+    /// Replays the earlier request with the same key, or returns the rejection if there is none. The replay is the
+    /// stored response, or the payment's current state while none is stored.
+    ///
+    /// A stored response is deleted after 24 hours. Even then, the payment is found by its gateway key.
+    async fn replay_or(
+        &self,
+        rejection: PaymentError,
+        claim: &Claim,
+    ) -> Result<StoredResponse, PaymentError> {
+        let by = match idempotency::previous(&self.0.database, claim).await? {
+            Some(Previous { resource_id, response: Some(response) }) => {
+                return Ok(response.at(responses::payment_location(resource_id)));
+            }
+            Some(Previous { resource_id, response: None }) => By::Id(resource_id),
+            None => By::GatewayKey(GatewayKey::derive(claim)),
+        };
+        let found = payments::find(&self.0.database, by).await?.ok_or(rejection)?;
+        Ok(responses::of_payment(&found.payment)?.replayed())
     }
 
     async fn begin_and_charge(
@@ -124,31 +138,14 @@ impl Payments {
         };
         crash::point("payment.beginning");
         let Some(payment) = payments::begin(&self.0.database, &draft).await? else {
-            return self.respond_if_not_begun(order_id, gateway_key, &claim).await;
+            // An earlier request with the same key began the payment, or a concurrent request claimed the order.
+            return self.replay_or(PaymentError::OrderTaken, &claim).await;
         };
         crash::point("payment.begun");
         // Sending fails if the request's deadline has passed. The payment continues without a receiver.
         let _deadline_passed = begun_sender.send(payment.clone());
         let payment = self.charge(payment, gateway_key, &gateway_request, permit).await?;
         Ok(responses::of_payment(&payment)?)
-    }
-
-    /// Responds if [`payments::begin`] stored nothing. Either an earlier request with the same key began the payment,
-    /// which is replayed, or a concurrent request claimed the order.
-    async fn respond_if_not_begun(
-        &self,
-        order_id: Uuid,
-        gateway_key: GatewayKey,
-        claim: &Claim,
-    ) -> Result<StoredResponse, PaymentError> {
-        if let Some(previous) = idempotency::previous(&self.0.database, claim).await? {
-            return self.replay(previous).await;
-        }
-        if let Some(existing) = self.existing_payment(gateway_key).await? {
-            return Ok(existing);
-        }
-        tracing::info!(%order_id, "a concurrent request claimed the order");
-        Err(PaymentError::OrderTaken)
     }
 
     /// Calls the gateway until the outcome is known, a retry cannot help, or the time limit of all calls together is
@@ -244,13 +241,14 @@ impl Payments {
     }
 }
 
-fn why_not_payable(order: &PayableOrder) -> Option<PaymentError> {
+/// Returns an error if the order cannot be paid.
+fn check_payable(order: &PayableOrder) -> Result<(), PaymentError> {
     match (order.status, order.live_payment_id) {
-        (OrderStatus::PendingPayment, None) => None,
-        (OrderStatus::PendingPayment, Some(_)) => Some(PaymentError::OrderBeingPaid),
-        (OrderStatus::Cancelled, _) => Some(PaymentError::OrderCancelled),
+        (OrderStatus::PendingPayment, None) => Ok(()),
+        (OrderStatus::PendingPayment, Some(_)) => Err(PaymentError::OrderBeingPaid),
+        (OrderStatus::Cancelled, _) => Err(PaymentError::OrderCancelled),
         (OrderStatus::Paid | OrderStatus::PartiallyRefunded | OrderStatus::Refunded, _) => {
-            Some(PaymentError::OrderPaid)
+            Err(PaymentError::OrderPaid)
         }
     }
 }
@@ -304,8 +302,8 @@ mod tests {
     #[test]
     fn only_a_pending_order_without_a_payment_can_be_paid() {
         use OrderStatus::{Cancelled, Paid, PartiallyRefunded, PendingPayment, Refunded};
-        let conflict = |status, live_payment_id| {
-            why_not_payable(&PayableOrder {
+        let check = |status, live_payment_id| {
+            check_payable(&PayableOrder {
                 status,
                 total_amount: 1,
                 currency: "EUR".to_owned(),
@@ -313,12 +311,12 @@ mod tests {
             })
         };
         let live = Some(Uuid::from_u128(1));
-        assert!(conflict(PendingPayment, None).is_none());
-        assert!(matches!(conflict(PendingPayment, live), Some(PaymentError::OrderBeingPaid)));
+        assert!(check(PendingPayment, None).is_ok());
+        assert!(matches!(check(PendingPayment, live), Err(PaymentError::OrderBeingPaid)));
         for live in [None, live] {
-            assert!(matches!(conflict(Cancelled, live), Some(PaymentError::OrderCancelled)));
+            assert!(matches!(check(Cancelled, live), Err(PaymentError::OrderCancelled)));
             for status in [Paid, PartiallyRefunded, Refunded] {
-                assert!(matches!(conflict(status, live), Some(PaymentError::OrderPaid)));
+                assert!(matches!(check(status, live), Err(PaymentError::OrderPaid)));
             }
         }
     }

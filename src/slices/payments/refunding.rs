@@ -4,7 +4,10 @@
 //! - Only a refund object with the status `failed`, or an operator, ends a refund that moved no money. Neither a
 //!   rejection (4xx) nor an empty list of the gateway's refunds proves that no money was refunded.
 use platform::{
-    http::idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
+    http::{
+        idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
+        problem::Problem,
+    },
     identity::Caller,
     resilience::{breaker::Permit, crash},
     telemetry::{correlation, traces},
@@ -48,17 +51,10 @@ impl Payments {
         let claim = Claim::of_user(caller.user_id, &request);
         let found =
             payments::find(&self.0.database, By::Id(payment_id)).await?.ok_or(PaymentError::NotFound)?;
-        if let Some(previous) = idempotency::previous(&self.0.database, &claim).await? {
-            return self.replay_refund(previous).await;
-        }
-        let new = request.body.map_err(PaymentError::InvalidBody)?;
-        let amount = match amount_to_refund(&found, new.amount) {
-            Ok(amount) => amount,
-            Err(rejection) => {
-                return self.existing_refund(GatewayKey::derive(&claim)).await?.ok_or(rejection);
-            }
+        let (new, amount, gateway_slot) = match self.admit_refund(&found, request.body) {
+            Ok(admitted) => admitted,
+            Err(rejection) => return self.replay_refund_or(rejection, &claim).await,
         };
-        let gateway_slot = self.0.gateway.acquire_slot().map_err(PaymentError::CannotRefund)?;
         let (begun_sender, begun_receiver) = oneshot::channel();
         let work =
             self.clone().begin_and_refund(found, amount, new.reason, claim, gateway_slot, begun_sender);
@@ -66,11 +62,31 @@ impl Payments {
         finish_by(deadline, work, begun_receiver, responses::of_refund).await
     }
 
-    /// Returns the current state of the refund with this gateway key, which an earlier request began. Mirrors
-    /// `existing_payment`.
-    async fn existing_refund(&self, key: GatewayKey) -> Result<Option<StoredResponse>, PaymentError> {
-        let found = refunds::find(&self.0.database, By::GatewayKey(key)).await?;
-        found.map(|found| Ok(responses::of_refund(&found.refund)?.replayed())).transpose()
+    /// Checks the request, and acquires a gateway slot. Returns the body, the amount and the slot.
+    fn admit_refund(
+        &self,
+        found: &PaymentRecord,
+        body: Result<NewRefund, Problem>,
+    ) -> Result<(NewRefund, i64, GatewaySlot), PaymentError> {
+        let new = body.map_err(PaymentError::InvalidBody)?;
+        let amount = amount_to_refund(found, new.amount)?;
+        let gateway_slot = self.0.gateway.acquire_slot().map_err(PaymentError::CannotRefund)?;
+        Ok((new, amount, gateway_slot))
+    }
+
+    /// Replays the earlier request with the same key, or returns the rejection if there is none. Mirrors `replay_or`.
+    async fn replay_refund_or(
+        &self,
+        rejection: PaymentError,
+        claim: &Claim,
+    ) -> Result<StoredResponse, PaymentError> {
+        let by = match idempotency::previous(&self.0.database, claim).await? {
+            Some(Previous { response: Some(response), .. }) => return Ok(response),
+            Some(Previous { resource_id, response: None }) => By::Id(resource_id),
+            None => By::GatewayKey(GatewayKey::derive(claim)),
+        };
+        let found = refunds::find(&self.0.database, by).await?.ok_or(rejection)?;
+        Ok(responses::of_refund(&found.refund)?.replayed())
     }
 
     async fn begin_and_refund(
@@ -101,10 +117,7 @@ impl Payments {
         };
         crash::point("refund.beginning");
         let Some(refund) = refunds::begin(&self.0.database, &draft).await? else {
-            if let Some(previous) = idempotency::previous(&self.0.database, &claim).await? {
-                return self.replay_refund(previous).await;
-            }
-            return self.existing_refund(gateway_key).await?.ok_or(PaymentError::RefundableTaken);
+            return self.replay_refund_or(PaymentError::RefundableTaken, &claim).await;
         };
         crash::point("refund.begun");
         // Sending fails if the request's deadline has passed. The refund continues without a receiver.
@@ -173,15 +186,6 @@ impl Payments {
         refunds::release(&self.0.database, open.id, self.0.recovery_interval, needs_review).await?;
         idempotency::release(&self.0.database, open.id).await?;
         Ok(self.reload_refund(open.id).await?.refund)
-    }
-
-    /// Replays an earlier request with the same key: returns the stored response, or the refund's current state while
-    /// none is stored.
-    async fn replay_refund(&self, previous: Previous) -> Result<StoredResponse, PaymentError> {
-        if let Some(response) = previous.response {
-            return Ok(response);
-        }
-        Ok(responses::of_refund(&self.reload_refund(previous.resource_id).await?.refund)?.replayed())
     }
 
     async fn reload_refund(&self, id: Uuid) -> Result<RefundRecord, PaymentError> {

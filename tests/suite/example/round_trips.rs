@@ -13,7 +13,7 @@ const ROUND_TRIPS: [(&str, u16, usize); 7] = [
     ("POST /v1/orders, again", 201, 4),
     ("GET /v1/orders/{id}", 200, 2),
     ("GET /v1/orders", 200, 2),
-    ("POST /v1/orders/{id}/payments", 201, 8),
+    ("POST /v1/orders/{id}/payments", 201, 7),
     ("GET /v1/payments/{id}", 200, 2),
 ];
 
