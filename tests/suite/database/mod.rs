@@ -5,7 +5,7 @@ pub(crate) mod round_trips;
 
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
 
-use dev::harness::{Database, TABLE, eventually, run};
+use dev::harness::{Database, Service, TABLE, eventually, run};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
@@ -161,6 +161,26 @@ pub fn nodes(plan: &Value) -> Vec<&Value> {
         _ => {}
     }
     found
+}
+
+/// Asserts that no statement that names this table reads the whole table sequentially. Returns the number of statements
+/// that name the table.
+pub async fn assert_no_full_scan(service: &Service, table: &str) -> usize {
+    // The connection has the service's rights, and the plan mode that `migrate` has set on the service's role.
+    let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
+    let statements: Vec<_> =
+        statements().into_iter().filter(|(statement, _)| statement.contains(table)).collect();
+    for (number, (statement, parameters)) in statements.iter().enumerate() {
+        let prepare = format!("prepare statement_{number} as {statement}");
+        connection.execute(AssertSqlSafe(prepare)).await.unwrap();
+        let nulls = vec!["null"; *parameters].join(", ");
+        let explain = format!("explain (format json) execute statement_{number}({nulls})");
+        let plan: Value =
+            sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
+        let is_scan = |node: &&Value| node["Node Type"] == "Seq Scan" && node["Relation Name"] == table;
+        assert_eq!(nodes(&plan).iter().find(|node| is_scan(node)), None, "{statement}\n{plan:#}");
+    }
+    statements.len()
 }
 
 async fn migrate(database: &Database) -> dev::harness::CommandOutput {

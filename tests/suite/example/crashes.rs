@@ -29,7 +29,7 @@ async fn retry_after_restart(service: &mut Service, retry: Request) -> HttpRespo
     service.restart_without("CRASH_AT").await;
     eventually("the retry has the outcome", async || {
         let response = retry.clone().await;
-        // The status is 409 while the crashed process has the lease, and then 202 until recovery has settled the
+        // The status is 409 until the lease of the crashed process expires, and then 202 until recovery has settled the
         // record.
         match response.status {
             201 => Some(response),
@@ -58,7 +58,8 @@ async fn test_payment_crash(point: &str, card: &str, webhooks: bool) {
     retry_until_paid(&mut service, &order, attempt.again()).await;
 }
 
-/// Tests a crash at this point. The gateway fails during the request, so recovery finds no charge and sends it.
+/// Tests a crash at this point. The gateway fails during the request, so recovery finds no charge at the gateway and
+/// sends the charge again.
 async fn test_unsent_payment_crash(point: &str) {
     let mut service = service_that_crashes_at(point).await;
     service.disable_webhooks();
@@ -179,7 +180,7 @@ fn a_release_build_has_no_crash_points() {
         let text = fs::read_to_string(root.join(file)).unwrap();
         assert!(!text.contains("debug-assertions = true"), "{file}: a release has no crash points");
     }
-    // The build of the image searches the executable for the variable, and fails if it has crash points.
+    // The image build searches the executable for the name `CRASH_AT`, and fails if the executable contains this name.
     let image = fs::read_to_string(root.join("Dockerfile")).unwrap();
     assert!(image.contains("RUN ! grep -q CRASH_AT target/release/"));
 }

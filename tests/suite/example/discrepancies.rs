@@ -1,5 +1,5 @@
-//! Discrepancies with the gateway: each is alerted until a receiver accepts the alert, and open until an operator
-//! closes it.
+//! Discrepancies with the gateway. The service sends an alert for each discrepancy until a receiver accepts the alert.
+//! Each discrepancy is open until an operator closes it.
 use std::time::Duration;
 
 use dev::{

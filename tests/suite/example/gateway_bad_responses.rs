@@ -208,8 +208,8 @@ async fn one_charge_settles_one_payment_and_the_other_needs_review() {
 #[tokio::test]
 async fn malformed_responses_open_the_breaker() {
     for spoil in [Malformation::Garbage, Malformation::Huge, Malformation::Amount, Malformation::Reference] {
-        // Recovery polls the gateway's record of each payment, which may be malformed too. It runs too rarely to affect
-        // the breaker.
+        // Recovery polls the gateway's record of each payment, which may be malformed too. With this interval, recovery
+        // polls too rarely to affect the breaker.
         let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "60").start().await;
         let customer = service.customer().await;
         service.gateway().faults().set(malformed_faults(spoil));

@@ -218,7 +218,7 @@ async fn a_retry_of_a_payment_in_progress_gets_its_current_state() {
     service.invariants_hold().await;
 }
 
-/// Returns those of the next test's keys that are stored.
+/// Returns the stored keys of the next test.
 async fn stored_keys(service: &Service) -> Vec<Value> {
     let keys =
         "select key from idempotency_keys where key in ('old', 'young', 'never-complete') order by key";
@@ -244,7 +244,8 @@ async fn keys_expire_one_day_after_completion() {
              update idempotency_keys set created_at = now() - interval '3 days' where key = 'never-complete'",
         )
         .await;
-    // The sweeper runs at start and once a minute. Until then, an expired response is still replayed.
+    // The sweeper deletes expired keys at the start of the service and once a minute. Until the sweeper has run, the
+    // response of an expired key is still replayed.
     assert_eq!(order("old").await.is(201).text, old.text);
     assert_eq!(order("young").await.is(201).text, young.text);
     service.terminate().await;

@@ -1,4 +1,4 @@
-//! The newest migration, on a database with the schema before it and many rows.
+//! The newest migration, applied to a database that has the preceding schema and many rows.
 use std::path::Path;
 
 use dev::harness::{Database, MUG, seed_rows};

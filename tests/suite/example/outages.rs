@@ -6,7 +6,7 @@ use dev::{
 use serde_json::{Value, json};
 
 use super::payments::{NO_PAYMENTS, charges, wait_until_charged};
-use crate::{builder, service};
+use crate::{builder, operations::page, service};
 
 #[tokio::test]
 async fn a_flaky_gateway_is_retried_and_charges_once() {
@@ -308,4 +308,21 @@ async fn a_payment_is_not_charged_if_its_commit_is_unconfirmed() {
     order.becomes("paid").await;
     assert_eq!(service.charges_for(paid.id()).await.len(), 1);
     service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn an_unreachable_gateway_degrades_the_service() {
+    let service = service().await;
+    service.gateway().faults().set(Faults { error_rate: 1.0, ..Faults::default() });
+    eventually("the gateway is reported as unreachable", async || {
+        let (status, body) = page(&service, "/readyz").await;
+        (status == 200 && body["checks"]["external_api"] == "degraded").then_some(())
+    })
+    .await;
+    assert_eq!(page(&service, "/health").await.1["status"], "degraded");
+    service.gateway().faults().clear();
+    eventually("the gateway is reported as reachable", async || {
+        (page(&service, "/readyz").await.1["checks"]["external_api"] == "healthy").then_some(())
+    })
+    .await;
 }

@@ -1,10 +1,14 @@
-//! The trace of a payment: its request, the database, the gateway, recovery, and webhooks.
-use dev::harness::{Collector, Span, SpanKind, SpanStatus, TEAPOT, eventually};
+//! The trace of a payment (its request, the database, the gateway, recovery and webhooks), and the logs and metrics that
+//! refer to it.
+use dev::harness::{Collector, MUG, Span, SpanKind, SpanStatus, TEAPOT, eventually};
 use serde_json::{Value, json};
 
 use crate::{
     builder,
-    telemetry::traces::{assert_attributes, traced},
+    telemetry::{
+        metrics::openmetrics,
+        traces::{assert_attributes, traced},
+    },
 };
 
 const PAYMENTS: &str = "/v1/orders/{id}/payments";
@@ -71,13 +75,7 @@ async fn a_payment_is_one_trace_across_database_and_gateway() {
     .await;
     assert_eq!(
         names(&children),
-        [
-            "SELECT sessions",
-            "SELECT orders",
-            "INSERT payments",
-            "POST",
-            "settle payment"
-        ]
+        ["SELECT sessions", "SELECT orders", "INSERT payments", "POST", "settle payment"]
     );
     let settling = &children[4];
     assert_attributes(settling, &[("outcome", json!("succeeded")), ("payment_id", json!(paid.text("id")))]);
@@ -196,4 +194,52 @@ async fn baggage_is_accepted_from_a_proxy_and_never_sent_on() {
     let charge = requests.iter().find(|request| request.idempotency_key.as_ref() == Some(&key)).unwrap();
     assert!(charge.traceparent.as_ref().is_some_and(|parent| parent.contains(trace)), "{charge:?}");
     assert_eq!(charge.baggage, None);
+}
+
+#[tokio::test]
+async fn every_line_of_a_request_has_its_ids_and_user() {
+    let service = builder().setting("RUST_LOG", "info").start().await;
+    let customer = service.customer().await;
+    let order = customer.places_an_order().await;
+    let _paid = order.pay("pm_card_error").header("x-correlation-id", "one-payment").await;
+    // The task that carries out the payment logs this line. The request itself logs the access line.
+    let failure = service
+        .logs_that("the gateway's failure", |line| {
+            line["correlation_id"] == "one-payment" && line["target"] == "app::slices::payments::gateway"
+        })
+        .await;
+    // The webhook of this payment is another request with the same correlation id, so the route selects the access
+    // line.
+    let access = service
+        .logs_that("the access line", |line| {
+            line["correlation_id"] == "one-payment" && line["target"] == "access" && line["route"] == PAYMENTS
+        })
+        .await;
+    for field in ["trace_id", "request_id", "user_id"] {
+        assert!(failure[field].is_string(), "{field} in {failure:#}");
+        assert_eq!(failure[field], access[field]);
+    }
+    assert_ne!(failure["span_id"], access["span_id"], "the line has the span of the call");
+}
+
+#[tokio::test]
+async fn gateway_latency_has_exemplars_of_payment_traces() {
+    let collector = Collector::start().await;
+    let service = builder().traced_by(&collector).start().await;
+    // Reconciliation calls the gateway too, and its exemplar would replace that of a payment.
+    service.wait_for_first_work().await;
+    let order = service.customer().await.places(&[(MUG, 1)]).await;
+    let _paid = order.pay("pm_card_ok").header("x-correlation-id", "an-example").await.is(201);
+    let request = collector.wait_for_request("/v1/orders/{id}/payments", "an-example").await;
+    let page = openmetrics(&service).await;
+    assert!(page.ends_with("# EOF\n"));
+    for series in [
+        "http_request_duration_seconds_bucket{method=\"POST\",path=\"/v1/orders/{id}/payments\",",
+        "db_query_duration_seconds_bucket{query_type=\"payments.insert\",",
+        "http_client_request_duration_seconds_bucket{outcome=\"success\",service=\"payment_gateway\",",
+    ] {
+        let exemplar = format!("# {{trace_id=\"{}\",span_id=\"", request.trace_id);
+        let found = page.lines().any(|line| line.starts_with(series) && line.contains(&exemplar));
+        assert!(found, "{series} {exemplar}\n{page}");
+    }
 }

@@ -219,7 +219,7 @@ async fn a_retry_after_its_key_has_expired_finds_the_payment() {
         let order = customer.places_an_order().await;
         let request = order.pay(card);
         let first = request.clone().await.is(201);
-        // This simulates the sweeper one day after the payment.
+        // This simulates the sweeper, which deletes an idempotency key one day after its request is complete.
         service.database().execute("delete from idempotency_keys where scope <> 'gateway'").await;
         let again = request.await.is(201);
         assert!(again.is_replayed());

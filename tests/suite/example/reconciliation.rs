@@ -73,7 +73,7 @@ async fn wait_until_recorded_once(service: &Service, expected: &[(&str, Uuid)]) 
     assert_eq!(audited.len(), expected.len());
 }
 
-/// Waits until two more runs over the newest minutes are complete: the second began after this call.
+/// Waits until two more runs over the newest minutes are complete. Only the second run certainly began after this call.
 async fn wait_for_two_runs(service: &Service) {
     for _ in 0..2 {
         let before = completed(service, "recent").await;
@@ -84,7 +84,8 @@ async fn wait_for_two_runs(service: &Service) {
     }
 }
 
-/// Returns the time at which the latest complete run began, in microseconds since 1970; 0 before the first.
+/// Returns the time at which the latest complete run of a scope began, in microseconds since 1970, or 0 if no run was
+/// complete.
 async fn completed(service: &Service, scope: &str) -> i64 {
     let query = format!(
         "select coalesce(extract(epoch from completed_through) * 1000000, 0)::bigint from reconciliations where scope = '{scope}'"
@@ -92,7 +93,7 @@ async fn completed(service: &Service, scope: &str) -> i64 {
     service.database().number(query).await
 }
 
-/// Makes a run over the window due, and waits until it is complete.
+/// Makes a run over the window of 48 hours due, and waits until this run is complete.
 async fn compare_window(service: &Service) {
     let before = completed(service, "window").await;
     service.database().execute("update reconciliations set due_at = now() where scope = 'window'").await;
@@ -102,7 +103,7 @@ async fn compare_window(service: &Service) {
     .await;
 }
 
-/// Waits for the first run over the window, which every service begins after its start.
+/// Waits for the first run over the window. With a new database, this run begins after the start of the service.
 async fn wait_for_first_window(service: &Service) {
     within(Duration::from_mins(1), "the first window is compared", async || {
         (completed(service, "window").await > 0).then_some(())
@@ -198,13 +199,13 @@ async fn a_second_refund_and_a_refund_of_another_amount_are_found() {
     wait_until_recorded_once(&service, &[("second refund", refund), ("amount", refund)]).await;
 }
 
-/// Returns the id of a record that was created eleven minutes earlier.
+/// Returns this UUIDv7 with a timestamp that is eleven minutes earlier.
 fn eleven_minutes_older(id: Uuid) -> Uuid {
     Uuid::from_u128(id.as_u128() - ((11 * 60 * 1000) << 80))
 }
 
-/// Replaces the ids of a payment and of its refund by ids that are eleven minutes older. Records of the last ten
-/// minutes are not reported as missing at the gateway. Returns the new ids.
+/// Replaces the ids of a payment and of its refund by ids that are eleven minutes older. Reconciliation reports only
+/// records that are older than ten minutes as missing at the gateway. Returns the new ids.
 async fn backdate_records(service: &Service, payment: Uuid, refund: Uuid) -> (Uuid, Uuid) {
     let (aged, aged_refund) = (eleven_minutes_older(payment), eleven_minutes_older(refund));
     // The role `replica` disables foreign keys, which the statements violate until the last row is changed.

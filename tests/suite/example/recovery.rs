@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{builder, service};
 
-/// Returns the faults of a gateway that fails before any work, and sends no webhooks.
+/// Returns the faults of a gateway that responds with 503 without a charge or refund, and sends no webhooks.
 fn outage() -> Faults {
     Faults { error_rate: 1.0, error_status: 503, webhooks: Webhooks::Never, ..Faults::default() }
 }
@@ -42,8 +42,8 @@ async fn polls_of(service: &Service, id: Uuid) -> usize {
 
 async fn wait_for_another_poll(service: &Service, id: Uuid) {
     let before = polls_of(service, id).await;
-    // The first poll may already be in flight. The second poll is sent later, so its response has everything that the
-    // test has prepared.
+    // The first poll may have begun before the test prepared the gateway. The second poll begins afterwards, so its
+    // response has all prepared records.
     eventually("the gateway is polled again", async || {
         (polls_of(service, id).await > before + 1).then_some(())
     })

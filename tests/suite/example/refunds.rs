@@ -151,7 +151,7 @@ async fn a_failed_refund_releases_its_amount() {
     assert_eq!(failed.text("status"), "failed");
     assert_eq!(payment(&support, id).await, ("succeeded".to_owned(), 0));
     assert_eq!(order.status().await, "paid");
-    // The gateway has 5.80 EUR left. The failed refund reserves nothing of it.
+    // The gateway can still refund 5.80 EUR of the charge, because the failed refund has refunded nothing.
     let rest = support.refund(id, Some(580)).await.is(201);
     assert_eq!(rest.text("status"), "succeeded");
     assert_eq!(payment(&support, id).await, ("partially_refunded".to_owned(), 580));
@@ -436,4 +436,13 @@ async fn an_http_rejection_keeps_the_amount_until_an_operator_ends_it() {
     let _all = support.refund(id, None).await.is(201);
     assert_eq!(refunded_total(&service), 2580);
     service.invariants_hold().await;
+}
+
+#[tokio::test]
+async fn a_replay_of_a_refund_requires_the_role() {
+    let service = service().await;
+    let (customer, support) = (service.customer().await, service.support().await);
+    let payment = customer.places_an_order().await.pay_successfully().await;
+    let _made = support.refund(payment, Some(1)).key("one-key").await.is(201);
+    let _not_replayed = customer.refund(payment, Some(1)).key("one-key").await.is_problem(403, "forbidden");
 }

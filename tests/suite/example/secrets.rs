@@ -88,7 +88,7 @@ async fn use_all_routes(service: &Service) -> (Vec<HttpResponse>, Vec<String>) {
     let request = reqwest::Client::new().get(url).header("authorization", format!("Bearer {OPS_TOKEN}"));
     let _read = request.send().await.unwrap();
 
-    // These requests fail unexpectedly, and the service logs the cause.
+    // These requests fail with 500, and the service logs the cause.
     service.database().execute("alter table users rename to gone").await;
     rejections.push(anonymous.post("/v1/sessions").json(&credentials(NEW_PASSWORD)).await.is(500));
     rejections.push(anonymous.post("/v1/users").json(&registration).await.is(500));
@@ -130,13 +130,14 @@ async fn use_staff_routes(
     [support.token.clone(), admin.token.clone(), auditor.token.clone()].into()
 }
 
-/// Sends secrets to every route of the document, in fields that no request has. The routes of new slices are included.
+/// Sends a password, a card number and a token to every route of the OpenAPI document. The routes of new slices are
+/// included.
 async fn send_secrets_to_every_route(service: &Service, rejections: &mut Vec<HttpResponse>) {
     let body = json!({ "password": PASSWORD, "card_number": CARD, "token": STRAY_TOKEN });
     let admin = service.admin().await;
     for (method, path, _) in openapi::operations() {
         let path = path.replace("{id}", &Uuid::now_v7().to_string());
-        // Each request has a new session, because one of the routes ends it.
+        // Each request has a new session, because one of the routes ends the session.
         for user in [service.customer().await, service.log_in(&admin.email).await] {
             let method = Method::from_bytes(method.as_bytes()).unwrap();
             rejections.push(user.request(method, &path).json(&body).new_key().await);

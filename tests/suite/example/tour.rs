@@ -1,8 +1,8 @@
 //! The outputs in `docs/tour.md`, compared with those of a run.
 //!
-//! A block of the document that follows `<!-- output: NAME -->` is compared with the output NAME of the run, after ids,
-//! times, addresses and durations are replaced in both. `UPDATE_TOUR=1 cargo test --test suite -- tour` writes the
-//! outputs of the run into the document.
+//! Each block of the document after a line `<!-- output: NAME -->` is compared with the output NAME of the run. Ids,
+//! times, addresses and durations are replaced in both texts first. `UPDATE_TOUR=1 cargo test --test suite -- tour`
+//! writes the outputs of the run into the document.
 use std::{collections::BTreeMap, fmt::Write, fs, time::Duration};
 
 use dev::{
@@ -233,7 +233,8 @@ fn gateway_request(service: &Service) -> String {
     )
 }
 
-/// Returns the log lines of one request, sorted by time, because the lines of the target `audit` have a separate queue.
+/// Returns the log lines of one request, sorted by time. The lines of the target `audit` have a separate queue, so they
+/// may be out of order.
 async fn log_lines(service: &Service, correlation_id: &str) -> String {
     let is_last = |line: &Value| line["correlation_id"] == correlation_id && line["route"] == PAYMENTS;
     let last = service.logs_that("the request's line", is_last).await;
@@ -254,7 +255,8 @@ fn write_span_tree(collector: &Collector, span: &Span, depth: usize, output: &mu
     }
 }
 
-/// Returns the counters and the counts of histograms, by series.
+/// Returns the counters and the counts of histograms of orders, payments, HTTP requests, audit events and external
+/// calls, by series.
 async fn counters(service: &Service) -> BTreeMap<String, f64> {
     let lines = service.metrics().await;
     lines

@@ -18,7 +18,7 @@ async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
     fixture.faults.clear().await.unwrap();
     browser.shows("[data-tile=Breaker]", "closed").await;
     wait_for_points(&fixture, 120).await;
-    // Stops the traffic, which would otherwise displace this trace from the list on a slow machine.
+    // On a slow machine, traces of the traffic would displace the trace of the next payment from the list.
     if let Some(traffic) = traffic {
         traffic.stop().await;
     }

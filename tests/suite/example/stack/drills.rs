@@ -1,4 +1,4 @@
-//! The incidents of docs/runbooks/README-payments.md: the alerts that fire in each, and the one that is sent.
+//! The incidents of docs/runbooks/README-payments.md. In each incident several alerts fire, and only one alert is sent.
 use crate::stack::alerting::{SERVICE_LABELS, sent_while_firing};
 
 #[tokio::test]

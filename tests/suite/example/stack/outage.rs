@@ -13,8 +13,9 @@ use crate::{
     },
 };
 
-/// Returns the rules with seconds instead of minutes, so that five minutes pass in five seconds. The threshold is
-/// higher: in so few attempts, one or two failures on a busy machine already exceed a ratio of 0.05.
+/// Returns the name and the text of a rule file, with seconds instead of minutes in its windows and short `for`
+/// durations, so that the test takes seconds. Raises the threshold from 0.05 to 0.25. A window of seconds has few
+/// attempts, so one or two failures on a busy machine already exceed a ratio of 0.05.
 fn with_seconds_for_minutes(file: &str) -> (String, String) {
     let rules = file_with(
         &format!("prometheus/rules/{file}"),
@@ -69,7 +70,8 @@ async fn a_gateway_outage_pages_and_resolves() {
     .await;
 
     assert_eq!(webhook.runbook_url.as_deref(), Some("http://localhost:8025/runbooks/CircuitBreakerOpen"));
-    // The page suppresses the service's own alert, because both have the same job.
+    // The page is about the cause of the incident `payments`. The service's own alert is a symptom of this incident and
+    // has the same job, so Alertmanager suppresses the service's alert.
     let own = eventually("the page suppresses the alert of the service", async || {
         let alerts = alertmanager.query("api/v2/alerts", &[("filter", "raised_by=service")]).await;
         let alert = alerts.as_array()?.iter().find(|alert| alert["labels"]["severity"] == "warning")?.clone();

@@ -1,13 +1,9 @@
 //! Tests of creating, reading and changing notes, and of idempotency keys.
 use dev::harness::{PATH, Request, Service, User, body};
-use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use serde_json::json;
 use uuid::Uuid;
 
-use crate::{
-    database::{nodes, statements},
-    service,
-};
+use crate::{database::assert_no_full_scan, service};
 
 /// Returns the number of notes.
 async fn count(service: &Service) -> i64 {
@@ -210,22 +206,5 @@ async fn no_statement_scans_the_rows_of_all_customers() {
              analyze notes",
         )
         .await;
-    // The service's role has the rights of the service, and the plan mode that `migrate` sets on the role.
-    let mut connection = PgConnection::connect(service.database().service_url().as_str()).await.unwrap();
-    let mut checked = 0;
-    for (number, (statement, parameters)) in statements().into_iter().enumerate() {
-        if !statement.contains("notes") {
-            continue;
-        }
-        let prepare = format!("prepare statement_{number} as {statement}");
-        connection.execute(AssertSqlSafe(prepare)).await.unwrap();
-        let nulls = vec!["null"; parameters].join(", ");
-        let explain = format!("explain (format json) execute statement_{number}({nulls})");
-        let plan: Value =
-            sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
-        let is_scan = |node: &&Value| node["Node Type"] == "Seq Scan" && node["Relation Name"] == "notes";
-        assert_eq!(nodes(&plan).iter().find(|node| is_scan(node)), None, "{statement}\n{plan:#}");
-        checked += 1;
-    }
-    assert!(checked >= 5, "only {checked} statements were checked");
+    assert!(assert_no_full_scan(&service, "notes").await >= 5, "too few statements were checked");
 }
