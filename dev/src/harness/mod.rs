@@ -1,8 +1,8 @@
 //! The test harness: the real executable with its own database and simulated dependencies.
 //!
 //! A test starts a [`Service`], acts as a [`User`] over sockets, and checks the results: responses, logs, metrics,
-//! rows, and the requests to the dependencies. The harness does not link the service, so tests use only its external
-//! interfaces. A test can terminate, kill and restart the process.
+//! rows, and the requests to the dependencies. The harness does not link the service, so tests use only the service's
+//! external interfaces. A test can terminate, kill and restart the process.
 //!
 //! Rules of tests:
 //! - Tests do not sleep. Tests wait for conditions with [`eventually`], which has a deadline.
@@ -48,7 +48,7 @@ pub use self::{
     command::{CommandOutput, run},
     database::{Database, OpenTransaction, Standby},
     response::HttpResponse,
-    schema::Schema,
+    schema::{RECEIVED_NAMES, Schema},
     service::Service,
     user::{PASSWORD, User},
 };

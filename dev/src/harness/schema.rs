@@ -1,6 +1,12 @@
 //! The telemetry schema in `docs/telemetry-schema*.md`. The harness compares the log lines of each service, and the
 //! spans and log records of each collector, with the schema.
-use std::{collections::BTreeSet, fs, sync::LazyLock};
+use std::{
+    collections::BTreeSet,
+    env,
+    fs::{self, OpenOptions},
+    io::Write,
+    sync::{LazyLock, Mutex},
+};
 
 use serde_json::Value;
 
@@ -9,10 +15,14 @@ use crate::{
     project,
 };
 
+/// Name of the environment variable with the path of a file. Each test process appends every received name to the file
+/// once, with the name's kind. After a run of all tests, a documented name that the file lacks was never emitted.
+pub const RECEIVED_NAMES: &str = "RECEIVED_NAMES";
+
 /// The documented names.
 #[derive(Debug, Default)]
 pub struct Schema {
-    /// Names of spans in the sources.
+    /// Names of spans in the service's source code. An exported span can have another name.
     pub spans: BTreeSet<String>,
     pub span_attributes: BTreeSet<String>,
     pub log_fields: BTreeSet<String>,
@@ -55,6 +65,7 @@ impl Schema {
 
     /// Returns the undocumented attributes of a span. Events are not compared, because they are also log lines.
     pub(super) fn unknown_in_span(&self, span: &Span) -> BTreeSet<String> {
+        record_received("attribute", span.attributes.keys());
         span.attributes.keys().filter(|name| !self.span_attributes.contains(*name)).cloned().collect()
     }
 
@@ -70,14 +81,32 @@ impl Schema {
     }
 
     /// Returns the undocumented fields. Fields of libraries are not documented, so their targets are ignored.
-    fn unknown_fields<'a>(&self, target: &str, names: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
+    fn unknown_fields<'a>(
+        &self,
+        target: &str,
+        names: impl Iterator<Item = &'a String> + Clone,
+    ) -> BTreeSet<String> {
         let of_service = ["access", "app", "audit", "panic", "platform"];
-        let unknown = names.filter(|name| !self.log_fields.contains(*name));
-        if of_service.contains(&target.split("::").next().unwrap_or_default()) {
-            unknown.cloned().collect()
-        } else {
-            BTreeSet::new()
+        if !of_service.contains(&target.split("::").next().unwrap_or_default()) {
+            return BTreeSet::new();
         }
+        record_received("field", names.clone());
+        names.filter(|name| !self.log_fields.contains(*name)).cloned().collect()
+    }
+}
+
+/// Appends the names that this process has not appended yet to the file of [`RECEIVED_NAMES`]. Has no effect if the
+/// variable is not set.
+fn record_received<'a>(kind: &str, names: impl Iterator<Item = &'a String>) {
+    static RECORDED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let Some(path) = env::var_os(RECEIVED_NAMES) else { return };
+    let mut recorded = RECORDED.lock().expect("a holder of the lock panicked");
+    let lines: String =
+        names.map(|name| format!("{kind} {name}\n")).filter(|line| recorded.insert(line.clone())).collect();
+    if !lines.is_empty() {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        let written = file.and_then(|mut file| file.write_all(lines.as_bytes()));
+        written.expect("failed to record the received names");
     }
 }
 

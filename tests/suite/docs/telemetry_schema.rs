@@ -1,7 +1,7 @@
 //! The telemetry schema lists exactly the names in the sources.
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, env, fs};
 
-use dev::harness::Schema;
+use dev::harness::{RECEIVED_NAMES, Schema};
 use syn::{
     Attribute, Expr, ExprLit, Ident, Lit, LitStr, Macro, Meta, Token,
     ext::IdentExt as _,
@@ -166,4 +166,17 @@ fn the_telemetry_schema_lists_the_names_in_the_sources() {
     assert_complete(file, &documented.spans, "the spans in the sources", &spans);
     assert_complete(file, &documented.span_attributes, "the span fields in the sources", &span_attributes);
     assert_complete(file, &documented.log_fields, "the event fields in the sources", &log_fields);
+}
+
+#[test]
+#[ignore = "needs the names that a whole run of the tests has received"]
+fn every_documented_name_was_received() {
+    let received = env::var_os(RECEIVED_NAMES).expect("RECEIVED_NAMES is the file of a run");
+    let received = fs::read_to_string(received).unwrap();
+    let received: BTreeSet<_> = received.lines().collect();
+    let documented = Schema::documented();
+    let attributes = documented.span_attributes.iter().map(|name| format!("attribute {name}"));
+    let fields = documented.log_fields.iter().map(|name| format!("field {name}"));
+    let never: Vec<_> = attributes.chain(fields).filter(|name| !received.contains(name.as_str())).collect();
+    assert!(never.is_empty(), "no test has received {never:#?}");
 }
