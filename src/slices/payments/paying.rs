@@ -1,7 +1,7 @@
 //! Paying an order: two transactions around one call to the gateway (after Brandur Leach's "atomic phases").
 //!
 //! 1. One statement claims the key, reserves the order, and stores the payment as `processing` with its first lease.
-//! 2. The gateway is called under the payment's gateway key. The call is retried if that may help and time is left.
+//! 2. The gateway is called under the payment's gateway key. The call is retried if a retry may help and time is left.
 //! 3. If the outcome is known, one transaction settles the payment and stores the response.
 //!
 //! If the outcome is unknown, the payment stays `processing`, the response is 202, and recovery takes over. From
@@ -14,10 +14,7 @@
 //! - The response of an earlier request may be deleted already. The payment is then found by its gateway key, and
 //!   replayed too.
 use platform::{
-    http::{
-        idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
-        problem::Problem,
-    },
+    http::idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
     identity::Caller,
     resilience::{breaker::Permit, crash},
     telemetry::{correlation, traces},
@@ -63,7 +60,12 @@ impl Payments {
         let claim = Claim::of_user(caller.user_id, &request);
         let order = orders::payable(&self.0.database, order_id, caller.user_id).await?;
         let order = order.ok_or(PaymentError::OrderNotFound(order_id))?;
-        let (new, gateway_slot) = match self.admit(&order, request.body) {
+        let admitted = request.body.map_err(PaymentError::InvalidBody).and_then(|new| {
+            check_payable(&order)?;
+            let gateway_slot = self.0.gateway.acquire_slot().map_err(PaymentError::CannotCharge)?;
+            Ok((new, gateway_slot))
+        });
+        let (new, gateway_slot) = match admitted {
             Ok(admitted) => admitted,
             Err(rejection) => return self.replay_or(rejection, &claim).await,
         };
@@ -73,20 +75,8 @@ impl Payments {
         finish_by(deadline, work, begun_receiver, responses::of_payment).await
     }
 
-    /// Checks the request, and acquires a gateway slot. The statement that begins the payment checks the order again.
-    fn admit(
-        &self,
-        order: &PayableOrder,
-        body: Result<NewPayment, Problem>,
-    ) -> Result<(NewPayment, GatewaySlot), PaymentError> {
-        let new = body.map_err(PaymentError::InvalidBody)?;
-        check_payable(order)?;
-        let gateway_slot = self.0.gateway.acquire_slot().map_err(PaymentError::CannotCharge)?;
-        Ok((new, gateway_slot))
-    }
-
-    /// Replays the earlier request with the same key, or returns the rejection if there is none. The replay is the
-    /// stored response, or the payment's current state while none is stored.
+    /// Replays the earlier request with the same key, or returns the rejection if there was no earlier request. The
+    /// replay is the stored response, or the payment's current state while no response is stored.
     ///
     /// A stored response is deleted after 24 hours. Even then, the payment is found by its gateway key.
     async fn replay_or(
@@ -139,6 +129,7 @@ impl Payments {
         crash::point("payment.beginning");
         let Some(payment) = payments::begin(&self.0.database, &draft).await? else {
             // An earlier request with the same key began the payment, or a concurrent request claimed the order.
+            tracing::info!(%order_id, "no payment was begun: its order or its key is taken");
             return self.replay_or(PaymentError::OrderTaken, &claim).await;
         };
         crash::point("payment.begun");
@@ -241,7 +232,7 @@ impl Payments {
     }
 }
 
-/// Returns an error if the order cannot be paid.
+/// Returns an error if the order cannot be paid. The statement that begins the payment checks the order again.
 fn check_payable(order: &PayableOrder) -> Result<(), PaymentError> {
     match (order.status, order.live_payment_id) {
         (OrderStatus::PendingPayment, None) => Ok(()),
@@ -274,8 +265,8 @@ pub(super) async fn log_failure(
 }
 
 /// Waits for the work until `deadline`. After that, the response is 202 if the payment or refund has begun. Otherwise
-/// the response is 503, and the client retries with the same key. Unlike a 504, a 503 states in
-/// `Retry-After` when the client may do so.
+/// the response is 503, and the client retries with the same key. Unlike a 504, a 503 states in `Retry-After` when the
+/// client can retry.
 pub(super) async fn finish_by<T>(
     deadline: Instant,
     work: tokio::task::JoinHandle<Result<StoredResponse, PaymentError>>,

@@ -4,10 +4,7 @@
 //! - Only a refund object with the status `failed`, or an operator, ends a refund that moved no money. Neither a
 //!   rejection (4xx) nor an empty list of the gateway's refunds proves that no money was refunded.
 use platform::{
-    http::{
-        idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
-        problem::Problem,
-    },
+    http::idempotency::{self, Claim, IdempotentRequest, Previous, StoredResponse},
     identity::Caller,
     resilience::{breaker::Permit, crash},
     telemetry::{correlation, traces},
@@ -51,30 +48,23 @@ impl Payments {
         let claim = Claim::of_user(caller.user_id, &request);
         let found =
             payments::find(&self.0.database, By::Id(payment_id)).await?.ok_or(PaymentError::NotFound)?;
-        let (new, amount, gateway_slot) = match self.admit_refund(&found, request.body) {
+        let admitted = request.body.map_err(PaymentError::InvalidBody).and_then(|new| {
+            let amount = amount_to_refund(&found, new.amount)?;
+            let gateway_slot = self.0.gateway.acquire_slot().map_err(PaymentError::CannotRefund)?;
+            Ok((new.reason, amount, gateway_slot))
+        });
+        let (reason, amount, gateway_slot) = match admitted {
             Ok(admitted) => admitted,
             Err(rejection) => return self.replay_refund_or(rejection, &claim).await,
         };
         let (begun_sender, begun_receiver) = oneshot::channel();
-        let work =
-            self.clone().begin_and_refund(found, amount, new.reason, claim, gateway_slot, begun_sender);
+        let work = self.clone().begin_and_refund(found, amount, reason, claim, gateway_slot, begun_sender);
         let work = self.0.background_tasks.run(log_failure(work));
         finish_by(deadline, work, begun_receiver, responses::of_refund).await
     }
 
-    /// Checks the request, and acquires a gateway slot. Returns the body, the amount and the slot.
-    fn admit_refund(
-        &self,
-        found: &PaymentRecord,
-        body: Result<NewRefund, Problem>,
-    ) -> Result<(NewRefund, i64, GatewaySlot), PaymentError> {
-        let new = body.map_err(PaymentError::InvalidBody)?;
-        let amount = amount_to_refund(found, new.amount)?;
-        let gateway_slot = self.0.gateway.acquire_slot().map_err(PaymentError::CannotRefund)?;
-        Ok((new, amount, gateway_slot))
-    }
-
-    /// Replays the earlier request with the same key, or returns the rejection if there is none. Mirrors `replay_or`.
+    /// Replays the earlier request with the same key, or returns the rejection if there was no earlier request. Mirrors
+    /// `replay_or`.
     async fn replay_refund_or(
         &self,
         rejection: PaymentError,
@@ -193,8 +183,8 @@ impl Payments {
     }
 }
 
-/// Returns the amount to refund: the requested amount, or without one the whole refundable amount. The amount is not
-/// reserved yet, so the statement that reserves it checks the amount again.
+/// Returns the amount to refund: the requested amount, or the whole refundable amount if the request has no amount. The
+/// amount is not reserved yet, so the statement that reserves it checks the amount again.
 fn amount_to_refund(found: &PaymentRecord, amount: Option<i64>) -> Result<i64, PaymentError> {
     if found.payment.status == PaymentStatus::Processing {
         return Err(PaymentError::NotSettled);
