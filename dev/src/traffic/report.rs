@@ -76,7 +76,7 @@ impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            "{} requests by {} customers: {}; {} replays, {} expected rejections, {} rejected with 429 or 503, {} without response, {} unexpected",
+            "{} requests by {} customers: {}; {} replays, {} expected rejections, {} rejected with 429, 503 or 504, {} without response, {} unexpected",
             self.requests,
             self.customers,
             self.counts,
