@@ -47,7 +47,7 @@ impl Config {
     /// Reads every setting, and checks the rules between settings.
     ///
     /// # Errors
-    /// All mistakes in the settings, together.
+    /// If settings are missing or invalid. The error lists all mistakes together.
     pub fn load(reader: Reader) -> Result<Self, Mistakes> {
         reader.finish(|reader| {
             let config = Self::read(reader)?;

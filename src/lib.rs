@@ -3,7 +3,7 @@
 //!
 //! - [`cli`]: the command line
 //! - [`config`]: the settings, in the groups that the modules declare
-//! - [`service`]: the wiring: starts and stops everything that lives as long as the process
+//! - [`service`]: the wiring, which starts and stops everything that lives as long as the process
 //! - [`api`]: the API's router: the routes, the layers and their order, the `OpenAPI` document
 //! - [`accounts`]: users, roles, sessions, and the authentication layer
 //! - [`audit_events`]: the route that lists audit events

@@ -1,9 +1,9 @@
 //! HTTP load from this process: a closed loop for capacity, an open loop for latency.
 //!
-//! The load generator is part of the project, because no available generator is suitable. The fixed-rate generators
-//! available through `cargo` (oha, goose, rlt) have one of three problems. A generator cannot send a different
-//! `Idempotency-Key` with each request, measures the latency from the sending instead of the due time, or uses more CPU
-//! per request than the service. wrk has no open loop at all.
+//! The load generator is part of the project, because no available generator is suitable. Each of the fixed-rate
+//! generators available through `cargo` (oha, goose, rlt) has one of three problems. Some cannot send a different
+//! `Idempotency-Key` with each request. Some measure the latency from the sending instead of the due time. Others use
+//! more CPU per request than the service. wrk has no open loop at all.
 //!
 //! *Closed*: each client sends its next request after the response to the previous one. A closed loop measures capacity
 //! and does not measure latency: a stalled service simply receives fewer requests (coordinated omission).

@@ -1,5 +1,5 @@
-//! `cargo bench-all`: compares the service with pgbench, with a server of the service's statements alone, and with
-//! other services. All contenders run on one machine, and the results are ratios.
+//! `cargo bench-all`: compares the service with pgbench, with a server that only runs the service's statements, and
+//! with other services. All contenders run on one machine, and the results are ratios.
 //!
 //! Contenders run interleaved, for several rounds of a few seconds, so that other activity of the machine affects all
 //! of them. Absolute figures of a shared machine mean little. Ratios and CPU time per request are meaningful.

@@ -2,9 +2,9 @@
 //!
 //! The scripts run prepared statements as the service's role. The statements are either the transaction that most
 //! services would send ([`naive_order`]), or the service's **own statements** ([`own_order`] and similar functions).
-//! The latter are read from `.sqlx`, which continuous integration compares with the sources, and pgbench variables
-//! replace `$1`. Arrays are parameters, as in the service, because `ARRAY[:a, :b]` would reveal the number of elements
-//! to the planner.
+//! The service's statements are read from `.sqlx`, which continuous integration compares with the sources. Variables of
+//! pgbench replace `$1`, `$2`, and so on. Arrays are parameters, as in the service, because `ARRAY[:a, :b]` would
+//! reveal the number of elements to the planner.
 //!
 //! pgbench computes only numbers, not texts, so two things differ from the service. SQL builds ids from numbers, which
 //! costs a microsecond. Texts (baskets, tokens) come from [`VARIANTS`] scripts, of which pgbench picks one at random.
@@ -130,8 +130,8 @@ pub fn own_order() -> anyhow::Result<Scripts> {
     })
 }
 
-/// Returns scripts of the same transaction as most services would send it: ten round trips, one per step. The caller is
-/// already authenticated.
+/// Returns scripts of `POST /v1/orders` as most services would execute the request: ten round trips, one per step. The
+/// caller is already authenticated.
 pub fn naive_order() -> anyhow::Result<Scripts> {
     let id = sql_id("04000000-0000-7000-8000-", ":n");
     let product = |number: &str| sql_id("03000000-0000-7000-8000-", number);

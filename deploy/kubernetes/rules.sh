@@ -71,7 +71,7 @@ scope() {
       next
     }
     { print }
-    # A constant has no job of its own.
+    # Adds the namespace to the labels of alerts, and the job to those of recorded constants, because a constant has no job.
     /^ *labels:/ && alert { printf "%*snamespace: %s\n", indentation($0) + 2, "", namespace }
     /^ *labels:/ && !alert && constant { printf "%*sjob: %s\n", indentation($0) + 2, "", job }
   ' "$1"

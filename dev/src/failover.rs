@@ -28,11 +28,11 @@ use crate::{
     process::{Launch, WaitError},
 };
 
-/// Time between the moment to which [`Change::Restore`] restores the database, and the request.
+/// Age of the restored state: [`Change::Restore`] restores the database to its state this long before the request.
 const RESTORE_SPAN: Duration = Duration::from_secs(30);
 
 /// Interval of base backups. A restore reads the WAL since a base backup, so the primary keeps the WAL since the oldest
-/// one.
+/// stored backup.
 const BACKUP_INTERVAL: Duration = Duration::from_mins(10);
 
 /// Deadline of `after-restore`, which reads the records of called services too.

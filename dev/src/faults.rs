@@ -1,8 +1,8 @@
 //! Faults that are switched on and off at run time: of the database, of the login, and of the external services
 //! ([`example::FAULTS`]).
 //!
-//! `cargo dev --scenario` switches faults on a schedule, and the console switches them on request. Both use one
-//! [`Switchboard`].
+//! `cargo dev --scenario` switches one fault at fixed intervals. The console switches each fault at the user's request.
+//! Both use one [`Switchboard`].
 use std::{
     collections::{BTreeMap, VecDeque},
     convert::Infallible,
@@ -35,7 +35,7 @@ const MAX_PERIODS: usize = 50;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Fault(&'static str);
 
-/// The faults of every service, each with its line in `--help`.
+/// The faults that do not depend on the domain, each with its line in `--help`.
 const COMMON: [(Fault, &str); 2] = [
     (
         Fault::SLOW_DATABASE,

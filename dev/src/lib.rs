@@ -15,7 +15,7 @@
 //! - `ports`: ports that stay free while a server restarts
 //! - [`prepare`]: regenerates `.sqlx` against a migrated database
 //! - [`example`]: all domain code of this crate
-//! - [`failover`]: a primary and its standby, and the changes of the primary that the console requests
+//! - [`failover`]: a primary and its standby, with failover and restore at the console's request
 //! - [`faults`]: faults of dependencies, switched at run time
 //! - [`harness`]: the test harness: a service with its own database
 //! - [`http`]: the HTTP client of the tools

@@ -36,7 +36,8 @@ enum Command {
     Traffic(Traffic),
     /// Show received alerts of Alertmanager and the service, with their runbooks
     Alerts(Alerts),
-    /// Create users and example data in a migrated database: `DATABASE_URL`, and its owner's `DATABASE_MIGRATION_URL`
+    /// Create users and example data in a migrated database. `DATABASE_URL` has the URL of the service's role, and
+    /// `DATABASE_MIGRATION_URL` the URL of the owner
     Seed(Seed),
     /// List the programs that this machine lacks, with the commands that install them
     Doctor,
@@ -135,7 +136,7 @@ struct Update {
     /// Revision of the template to merge
     #[arg(long, value_name = "REVISION", default_value = "HEAD")]
     to: String,
-    /// Revision of the template that the project has, if the command cannot find it
+    /// Revision of the template that the project has; needed only if the command cannot find this revision
     #[arg(long, value_name = "REVISION")]
     since: Option<String>,
 }

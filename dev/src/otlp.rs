@@ -81,7 +81,7 @@ pub struct Link {
 /// A received log record.
 #[derive(Debug, Clone)]
 pub struct Record {
-    /// Name of the scope, which is the target of the log line.
+    /// Name of the instrumentation scope, which is the target of the log line.
     pub target: String,
     /// Nanoseconds since 1970.
     pub at: u64,
@@ -108,7 +108,7 @@ pub trait Sink: Clone + Send + Sync + 'static {
     }
 }
 
-/// Returns a router with all routes of an exporter.
+/// Returns a router with all routes that an exporter calls.
 pub fn router<S: Sink>(sink: S) -> Router {
     let traces = TraceServiceServer::new(Receiver(sink.clone()))
         .accept_compressed(CompressionEncoding::Gzip)
@@ -122,7 +122,8 @@ pub fn router<S: Sink>(sink: S) -> Router {
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .layer(RequestDecompressionLayer::new())
         .with_state(sink);
-    // The fallback is removed, because axum merges only routers of which at most one has a fallback.
+    // tonic's fallback is removed, so that the caller can merge this router with a router that has a fallback. axum
+    // panics if both routers have one.
     Routes::new(traces).add_service(logs).into_axum_router().reset_fallback().merge(protobuf)
 }
 

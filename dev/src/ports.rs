@@ -5,8 +5,8 @@ use std::{
     ops::Range,
 };
 
-/// Ports below the ephemeral range of common systems (from 32768 on Linux, from 49152 by RFC 6335). While a server
-/// restarts, an outgoing connection can take a port of the ephemeral range.
+/// Ports below the ephemeral range of common systems (from 32768 on Linux, from 49152 by RFC 6335). An outgoing
+/// connection could take a server's port in the ephemeral range while the server restarts.
 const PORTS: Range<u16> = 10_000..32_000;
 
 const MAX_ATTEMPTS: usize = 100;

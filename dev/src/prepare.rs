@@ -1,10 +1,11 @@
-//! Regenerates `.sqlx`, the descriptions of the queries that the service is compiled against.
+//! Regenerates `.sqlx`: the query descriptions with which the service is compiled without a database.
 //!
 //! This module replaces `cargo sqlx prepare`, and needs neither that tool nor an existing database. The migrations of
 //! this checkout run on a temporary database, and the query macros describe their queries with this database.
 //!
-//! Each replaceable source directory contains the descriptions of its own queries. sqlx finds the descriptions through
-//! `SQLX_OFFLINE_DIR` in `.cargo/config.toml`, and because sqlx also searches the directory of the package.
+//! The platform, the slices and the rest of the service each have their own directory of descriptions, so that a
+//! project can replace the slices together with their descriptions. sqlx first searches the directory that
+//! `SQLX_OFFLINE_DIR` in `.cargo/config.toml` names, and then `.sqlx` in the directory of the package.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
@@ -97,8 +98,8 @@ pub async fn run(check: bool, progress: &dyn Fn(&str)) -> Result<Difference, Err
     Ok(difference)
 }
 
-/// Assigns each description to the directories of the sources that contain its query. No source contains a query that a
-/// macro concatenates from several literals. Such a description is stored in [`FIRST_CACHE`].
+/// Assigns each description to the directories of the sources that contain its query. If a macro concatenates a query
+/// from several literals, no source contains the query, and the description is stored in [`FIRST_CACHE`].
 fn by_cache(described: &Descriptions) -> Result<Descriptions, Error> {
     let mut sorted = Descriptions::new();
     for (cache, directory) in CACHES {
@@ -176,7 +177,8 @@ async fn describe(database_url: &str, progress: &dyn Fn(&str)) -> Result<Descrip
     // The macros must be expanded again to describe their queries, because cargo does not detect a changed database.
     let packages = ["--package", "platform", "--package", project::name()];
     cargo::run(&[&["clean", "--quiet"], &packages[..]].concat(), &environment).await?;
-    // Only the libraries contain query macros. All libraries are checked, so that clippy can use the same dependencies.
+    // Only the libraries contain query macros. All libraries of the workspace are checked, so that a run of clippy in
+    // this build directory can reuse the compiled dependencies.
     cargo::run(&["check", "--lib"], &environment).await?;
     read(&queries)
 }

@@ -168,8 +168,8 @@ impl Update {
     }
 
     /// Returns the template's revision whose files are most similar to the commit that added the record. Of equally
-    /// similar revisions, the oldest is selected: a base that is too old causes conflicts, and one that is too new
-    /// loses changes.
+    /// similar revisions, the oldest is selected. A revision that is too old causes conflicts. A revision that is too
+    /// new loses changes of the template.
     fn origin(&self, newest: &str) -> Result<String, Error> {
         let added = self.project.run(["log", "--diff-filter=A", "--format=%H", "--", RECORD])?;
         let first = added.lines().last().ok_or(Error::NoOrigin)?;
@@ -214,7 +214,7 @@ impl Update {
             "--no-workspace",
         ])?;
         let rendered = destination.join(name);
-        // The lock file gets the project's name, as in the project's first build.
+        // In Cargo.lock, the project's name replaces the template's name, as in the project's first build.
         update_lock(&rendered)?;
         Ok(rendered)
     }

@@ -147,7 +147,7 @@ async fn a_development_server_keeps_its_data_and_its_port() {
     std::fs::remove_dir_all(directory).unwrap();
 }
 
-/// Runs one of the ignored tests below as a separate process, with the required environment.
+/// Runs one of the ignored tests below as a separate process, in the environment that `prepare` sets.
 async fn helper(name: &str, prepare: impl FnOnce(Launch) -> Launch) -> String {
     let test = std::env::current_exe().unwrap();
     let launch = Launch::new(test).args(["--exact", "--ignored", "--nocapture", name]);
@@ -270,7 +270,7 @@ async fn a_replicated_server_recovers_to_a_moment_repeatedly() {
         server.back_up().await.unwrap();
         assert_eq!(query::<i64>(&url, "select count(*) from things").await, kept);
     }
-    // Without an older backup, the end of the oldest one is the earliest moment.
+    // Every backup ended after `long_ago`, so the database is restored to the end of the oldest backup.
     let reached = server.recover(long_ago, &|_| ()).await.unwrap();
     assert!(reached > earliest, "{reached} is not after {earliest}");
     server.admit().unwrap();

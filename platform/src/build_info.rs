@@ -1,7 +1,7 @@
 //! The running build: the service's name and version, its commit and its compiler.
 //!
-//! This crate is compiled independently of the service and its commit, so the service sets its build at the start of
-//! the process. Log lines, spans, audit events, metrics and `/health` read the build from this module.
+//! This crate is compiled without the service's name, version and commit, so the service sets them at the start of the
+//! process. Log lines, spans, audit events, metrics and `/health` read the build from this module.
 use std::sync::OnceLock;
 
 use serde::Serialize;

@@ -1,8 +1,8 @@
 //! The caller of a request, and the extractors that require a role.
 //!
 //! A handler's signature states which users may call it. [`Caller`] accepts every authenticated user. An extractor that
-//! the service declares with [`callers!`](crate::callers) accepts some of its roles. The extractors read the user that
-//! the authentication layer stored in the request. Without a user the response is 401; with another role, 403.
+//! is declared with [`callers!`](crate::callers) accepts only the listed roles. The extractors read the user that the
+//! authentication layer stored in the request. Without a user the response is 401; with another role, 403.
 use axum::{extract::FromRequestParts, http::request::Parts};
 use uuid::Uuid;
 

@@ -2,8 +2,8 @@
 //! load.
 //!
 //! Callgrind counts the instructions during a unit test that calls the function, so private functions can be counted,
-//! too. The tests count their own build, which is not optimized, because a release build would take longer than all the
-//! tests. An additional pass, allocation or formatting makes a function more expensive in both builds.
+//! too. The counts are those of the unoptimized test build, because compiling a release build would take longer than
+//! all the tests. An additional pass, allocation or formatting makes a function more expensive in both builds.
 // Other targets and optimized builds have other counts.
 #![cfg(all(debug_assertions, target_arch = "x86_64", target_os = "linux"))]
 
@@ -55,8 +55,8 @@ const HOT_FUNCTIONS: [(&str, &str, u64); 7] = [
     ),
 ];
 
-/// Maximum deviation from the expected number, in percent. It exceeds the difference between compilers. It applies in
-/// both directions, because otherwise a function that became cheaper could become expensive again unnoticed.
+/// Maximum deviation from the expected number, in percent. Different compilers cause smaller deviations. The maximum
+/// applies in both directions. Otherwise a function that became cheaper could become expensive again unnoticed.
 const TOLERANCE_PERCENT: u64 = 15;
 
 #[test]
@@ -98,8 +98,7 @@ fn instructions(function: &str, test: &str) -> u64 {
     instructions / calls
 }
 
-/// Returns the number of a function's calls, and the instructions of these calls, including the functions that they
-/// call.
+/// Returns the number of calls of a function, and the total number of their instructions, including nested calls.
 ///
 /// In Callgrind's format a call is three lines. They are `cfn=` with the function's name, `calls=` with the number of
 /// calls, and a line number with the number of instructions.

@@ -12,7 +12,7 @@
 //! - [`alerts`]: alerts that the service itself sends
 //! - [`outbound`]: the client for HTTP calls to other services
 //! - [`resilience`]: circuit breaker, retries, crash points
-//! - [`workers`]: periodic work and tracked work
+//! - [`workers`]: periodic work, and tasks that outlive a request
 //! - [`shutdown`]: signals and the timeouts of a shutdown
 //! - [`build_info`]: the name, version and commit of the service
 pub mod alerts;

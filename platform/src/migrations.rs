@@ -1,8 +1,8 @@
 //! The application of this binary's migrations to a database, and the privileges and settings of the service's role.
 //!
 //! Migrations only run forward, are checksummed, and run under an advisory lock, so that several replicas may start at
-//! once. They run on a separate connection, which is closed afterwards, because sqlx 0.9.0 does not release the lock if
-//! a migration fails, and a pooled connection would continue to hold the lock.
+//! once. They run on a separate connection, which is closed afterwards. If a migration fails, sqlx 0.9.0 does not
+//! release the lock, so a pooled connection would continue to hold it.
 use std::time::Duration;
 
 use sqlx::{
@@ -21,7 +21,7 @@ use crate::{
 const TABLE: &str = "_sqlx_migrations";
 
 /// The statement that limits the wait for a lock. Most changes of a table need an exclusive lock. While a migration
-/// waits for a long reader such as a backup, every later statement on the table queues behind it.
+/// waits for a long-running reader such as a backup, every later statement on the table queues behind the migration.
 const LIMIT_LOCK_WAITS: &str = "set lock_timeout = '1s'";
 
 /// Pause between two attempts, in which the statements that have queued are executed.
@@ -30,8 +30,8 @@ const LOCK_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// Settings of the service's role. They are not start-up options of the connections, because a pooler in transaction
 /// mode rejects such options.
 ///
-/// - `force_generic_plan` is for statements over arrays. Without it, the planner overestimates the cost of their
-///   generic plan, and plans them at every execution.
+/// - `force_generic_plan` is for statements with array parameters. Without this setting, the planner overestimates the
+///   cost of the generic plan, and plans such a statement again at every execution.
 /// - The TCP settings end the sessions of a replica whose host is lost, within half a minute. They also keep firewalls
 ///   from dropping idle connections.
 /// - `client_connection_check_interval` makes the server cancel a statement whose client closed the connection.
@@ -86,7 +86,7 @@ pub struct MigrationReport {
 pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<MigrationReport, MigrateError> {
     let owner = settings.owner();
     wait_until_reachable(owner, settings.startup_wait).await?;
-    // Without a statement timeout, because a migration, or the wait for another replica's migration, may take any time.
+    // No statement timeout is set, because a migration, or the wait for another replica's migration, may take any time.
     let url = owner.clone().application_name("migrate").without_statement_timeout();
     let mut connection = url.connect().await.map_err(sqlx::migrate::MigrateError::from)?;
     let role = settings.url.username().to_owned();
@@ -121,7 +121,7 @@ pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migra
 }
 
 /// Applies the missing migrations, and begins an audit epoch if necessary. Each migration is a transaction of its own,
-/// so after an error this can be repeated.
+/// so the call can be repeated after an error.
 async fn apply(
     connection: &mut PgConnection,
     migrations: &Migrator,
@@ -191,7 +191,7 @@ async fn begin_audit_epoch(connection: &mut PgConnection) -> Result<(), sqlx::Er
 }
 
 /// Grants `app_runtime` to the service's login role, and sets [`ROLE_SETTINGS`], the statement timeout and a durable
-/// `synchronous_commit` on it.
+/// `synchronous_commit` on that role.
 async fn grant_rights(
     connection: &mut PgConnection,
     owner: &str,
@@ -205,7 +205,7 @@ async fn grant_rights(
     let mut settings = vec![("statement_timeout", &*statement_timeout)];
     settings.extend(ROLE_SETTINGS);
     // A commit that precedes the call of another service must survive any crash. Every value except `off` is durable
-    // enough, and the server's operator has chosen it.
+    // enough, so the choice of the server's operator is not changed.
     if synchronous_commit(connection, role).await? == "off" {
         settings.push(("synchronous_commit", "on"));
     }

@@ -1,8 +1,8 @@
 //! The client for HTTP calls to other services, and the redaction of URLs.
 //!
 //! **Proxies.** No client uses a proxy. By default, reqwest takes a proxy from `HTTP_PROXY` and similar variables,
-//! which often belong to another program. A plaintext proxy would then read the bodies and credentials of `http` calls,
-//! and the gRPC exporter of traces ignores these variables anyway. `docs/settings.md` states the rule.
+//! which are often set for another program. That proxy could read the bodies and credentials of `http` calls. The gRPC
+//! exporter of traces ignores these variables in any case. `docs/settings.md` states the rule.
 //!
 //! **Certificates.** Every client trusts the certificates of the operating system, or those of `SSL_CERT_FILE` and
 //! `SSL_CERT_DIR`. The connections of the database and of the exporter of traces do the same.
@@ -12,8 +12,8 @@ use url::{Host, Url};
 /// The text in place of a secret part of a URL, as OpenTelemetry's semantic conventions define it for `url.full`.
 const REDACTED: &str = "REDACTED";
 
-/// Returns a client that uses no proxy and follows no redirect. A followed redirect could send the call to a host that
-/// is not configured, and turns a POST into a GET.
+/// Returns the builder of a client that uses no proxy and follows no redirect. A redirect could send the call to a host
+/// that is not configured, or turn a POST into a GET.
 pub fn client() -> ClientBuilder {
     install_tls_provider();
     reqwest::Client::builder().no_proxy().redirect(redirect::Policy::none())

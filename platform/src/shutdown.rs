@@ -35,8 +35,8 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Divides the time from `now` to `deadline`, without [`MIN_FLUSH_TIME`]: three quarters for connections, and half
-    /// of the remaining time for the work that these connections have started.
+    /// Divides the time from `now` to `deadline`, without [`MIN_FLUSH_TIME`]: three quarters for connections, one
+    /// eighth for work, and one eighth for the rest.
     pub fn new(now: Instant, deadline: Instant) -> Self {
         let left = deadline.saturating_duration_since(now).saturating_sub(MIN_FLUSH_TIME);
         Self { connections: now + left * 3 / 4, work: now + left * 7 / 8, rest: now + left }

@@ -1,4 +1,5 @@
-//! Failed logins, counted before the password is verified (NIST SP 800-53 AC-7).
+//! Login attempts, counted for lockouts (NIST SP 800-53 AC-7). Each attempt is counted before the password is verified,
+//! and a successful login removes its network's attempts from the counts.
 //!
 //! If attempts were counted after verification, a hundred parallel attempts could pass while the password of the first
 //! is still being hashed. Attempts on unknown accounts are counted too, so that a lockout does not reveal whether an
@@ -72,7 +73,7 @@ impl Lockout {
         }
     }
 
-    /// Returns the pseudonym of an e-mail address, whether or not a user has it.
+    /// Returns the pseudonym of an e-mail address, whether or not a user has this address.
     pub(super) async fn pseudonym(&self, database: &Database, email: &str) -> Result<Pseudonym, sqlx::Error> {
         if let Some(key) = self.key.get() {
             return Ok(Pseudonym::new(key, email));

@@ -101,8 +101,8 @@ impl Accounts {
         }
     }
 
-    /// Hashes the password again if the parameters of its hash differ from the settings. Returns the hash that the user
-    /// has afterwards.
+    /// Hashes the password again if the parameters of its hash differ from the settings. Returns the new hash if it was
+    /// stored, otherwise the given hash.
     async fn rehash_if_outdated(
         &self,
         user: &User,

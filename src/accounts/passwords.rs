@@ -24,8 +24,8 @@ pub struct Passwords {
     argon2: Argon2<'static>,
     logins: Arc<Semaphore>,
     registrations: Arc<Semaphore>,
-    /// Hash that is verified at a login to an account that does not exist, so that this login takes as long as one to
-    /// an existing account.
+    /// Hash that is verified at a login to an account that does not exist. With this hash, such a login takes as long
+    /// as a login to an existing account.
     dummy_hash: Arc<str>,
 }
 

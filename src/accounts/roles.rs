@@ -18,8 +18,8 @@ pub enum Role {
     /// Reads the audit log, and no records of customers.
     Auditor,
     /// Administers the service, and reads the records of every customer and the audit log. The extractors [`Customer`]
-    /// and [`CustomerOrSupport`] reject an admin, so an admin does nothing that only a customer, or support for a
-    /// customer, is allowed to do.
+    /// and [`CustomerOrSupport`] reject an admin, so an admin can act neither as a customer nor on behalf of a
+    /// customer.
     Admin,
 }
 

@@ -133,7 +133,7 @@ pub(super) async fn end(database: &Database, caller: &Caller) -> Result<(), sqlx
 }
 
 /// Ends every session, with one audit event, because a restore of the database can bring back sessions that had ended.
-/// Returns the number of ended sessions, and the event to mirror after the commit.
+/// Returns the number of ended sessions, and the event that the caller must log after the commit.
 pub async fn end_all(
     connection: &mut PgConnection,
     reason: &str,

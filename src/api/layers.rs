@@ -28,7 +28,7 @@ pub(super) fn around(
     let body_limit = BodyLimit { bytes: settings.body_limit, timeout: settings.body_timeout };
     routes.layer(
         ServiceBuilder::new()
-            // First, because logs, limits and trusted proxies all depend on the client's address.
+            // First, because logs, limits and the trust in trace headers all depend on the client's address.
             .map_request(move |request| client_address::find(&trusted, request))
             // Outside of every layer that can reject a request, so that logs, metrics and traces have every rejection.
             .layer(middleware::from_fn(request_telemetry::record_request))
@@ -44,10 +44,11 @@ pub(super) fn around(
             // One address can use only a part of the requests in flight, so that slow bodies from one address do not
             // block other addresses.
             .layer(middleware::from_fn_with_state(in_flight_by_address, shares::limit_in_flight_by_address))
-            // The layers below wait for the body and for the database, which needs a deadline and a maximum body size.
+            // The layers below wait for the body and for the database. The next two layers limit the time and the body
+            // size.
             .layer(middleware::from_fn_with_state(settings.request_timeout, limits::deadline))
             .layer(middleware::from_fn_with_state(body_limit, limits::body_limit))
-            // Before authentication, because it protects the lookup of the session.
+            // Before authentication, so that the limit also protects the lookup of the session.
             .layer(middleware::from_fn_with_state(by_address, limits::limit_by_address))
             // Last: authentication, the rate limit of the caller and, after the handler, the audit of denied accesses.
             .layer(middleware::from_fn_with_state(authentication, accounts::authenticate)),

@@ -213,8 +213,8 @@ fn reference_headers(status: &str, idempotent: bool, response: &mut Response) {
     }
 }
 
-/// Returns the ids of the operations on one record, by the path of the record's collection: `/v1/things` for
-/// `/v1/things/{id}` and the paths below it.
+/// Returns the ids of the operations on one record, keyed by the path of the record's collection. The key of
+/// `/v1/things/{id}`, and of every path below that path, is `/v1/things`.
 fn operations_of_one_record(document: &Document) -> BTreeMap<String, Vec<String>> {
     let mut targets: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (path, item) in &document.paths.paths {

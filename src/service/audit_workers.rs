@@ -14,10 +14,10 @@ use crate::config::Config;
 /// Interval at which the partitions of the coming months are created.
 const PARTITION_INTERVAL: Duration = Duration::from_hours(6);
 
-/// Interval at which the denials that were counted instead of recorded one by one are recorded in summary events.
+/// Interval at which summary events are recorded for the denials that were only counted.
 const DENIAL_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Interval at which new failures to record audit events are checked for.
+/// Interval between two checks for new failures to record audit events.
 const FAILURE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Starts the workers that seal and monitor the audit log, record counted denials, and create partitions.

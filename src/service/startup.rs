@@ -1,5 +1,5 @@
-//! Startup checks of the database. The service does not start with an unusable database. In staging and production, it
-//! also does not start with a role that can rewrite the audit log, or with commits that a crash can lose.
+//! Startup checks of the database. The service does not start with an unusable database. In staging and production, the
+//! service also does not start if its role can rewrite the audit log, or if a crash can lose commits.
 use std::{
     future::ready,
     time::{Duration, Instant},
@@ -33,8 +33,8 @@ pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
     Ok(database)
 }
 
-/// Repeats a step of the start while the database is unavailable. The first connection waits by itself. Without
-/// these retries, a database that restarts after it would end the process.
+/// Repeats a step of the start while the database is unavailable. [`Database::connect`] itself waits for the first
+/// connection. Without these retries, a restart of the database after the first connection would end the process.
 ///
 /// # Errors
 /// If the database is still unavailable at the deadline, or the step fails for another reason.

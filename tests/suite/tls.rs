@@ -28,7 +28,8 @@ pub enum Preamble {
     PostgresRequest,
 }
 
-/// A server on `localhost` that terminates TLS and forwards all bytes to another server. Dropping the value stops it.
+/// A server on `localhost` that terminates TLS and forwards all bytes to another server. Dropping the value stops the
+/// proxy.
 pub struct TlsProxy {
     port: u16,
     authority: PathBuf,

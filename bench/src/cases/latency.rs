@@ -18,7 +18,7 @@ const RATE: [f64; 1] = [300.0];
 /// Rates of a run with `--long`, from light load to nearly full load.
 const RATES: [f64; 3] = [150.0, 300.0, 600.0];
 
-/// Maximum number of open connections. The maximum is reached only if the contender stalls.
+/// Number of open connections. All connections are in use at once only if the contender stalls.
 const MAX_CONNECTIONS: usize = 64;
 
 pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {

@@ -137,7 +137,7 @@ fn cpu_of_request(sample: &Sample) -> f64 {
     sample.cpu_of(&[MeasuredProcess::Service, MeasuredProcess::Database])
 }
 
-/// Returns a sentence for each contender with failed requests. A valid run has none.
+/// Returns a sentence for each contender with failed requests. A valid run has no failed requests.
 fn failures(contenders: &[(String, &Rounds)]) -> String {
     let mut text = String::new();
     for (name, rounds) in contenders.iter().filter(|(_, rounds)| rounds.failures() > 0) {

@@ -75,7 +75,7 @@ async fn measure(
     Ok(sample)
 }
 
-/// Measures bare axum with the same response.
+/// Measures axum alone, with a response as long as that of the trivial route.
 async fn axum_alone(run: &Run<'_>) -> anyhow::Result<Sample> {
     let server = receiver::start_axum_alone().await?;
     let shape = Shape::Closed { clients: CLIENTS };

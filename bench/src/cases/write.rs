@@ -28,7 +28,8 @@ enum Kind<'a> {
     Peer(&'a Peer),
 }
 
-/// A contender with its own database, because the service seals every audit event in its database.
+/// A contender with its own database. In a shared database, the service would also seal the audit events of the other
+/// contenders.
 struct Contender<'a> {
     name: String,
     kind: Kind<'a>,

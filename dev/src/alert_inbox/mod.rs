@@ -93,7 +93,7 @@ impl Inbox {
             let until = async move {
                 let _ = stopped.wait_for(|stop| *stop).await;
             };
-            // No alert is lost with an aborted request, because its sender retries.
+            // An error is ignored, because the sender of an alert retries a failed request.
             let _ = axum::serve(listener, router).with_graceful_shutdown(until).await;
         });
         Ok(Self { address, shared, stop, task })

@@ -1,6 +1,6 @@
 //! A real Prometheus and a real Alertmanager, if both programs are installed on this machine.
 //!
-//! Both use the project's own rules and routes. Alertmanager sends its notifications to the inbox.
+//! Both use the project's own rules and routes. Alertmanager sends its notifications to the console's alert inbox.
 use std::{
     env, fs, io,
     net::{Ipv4Addr, TcpListener},

@@ -1,9 +1,10 @@
 //! Access control of the console: only its own pages and programs of this machine are allowed, not other websites in a
 //! local browser.
 //!
-//! The console can switch faults and shows log lines, so it responds only under its own local addresses. Requests from
-//! pages of another origin are rejected, regardless of the browser's request headers. A foreign host name that resolves
-//! to 127.0.0.1 (DNS rebinding) is not among the console's addresses and is rejected too.
+//! The console can switch faults and shows log lines, so it responds only under its own local addresses. The `Origin`
+//! and `Sec-Fetch-Site` headers identify requests from pages of another origin. The console rejects these requests,
+//! except when a user follows a link to the console. A foreign host name that resolves to 127.0.0.1 (DNS rebinding) is
+//! not among the console's addresses and is rejected too.
 use std::net::SocketAddr;
 
 use axum::{

@@ -219,18 +219,19 @@ impl Console {
         });
         let router = routes::router(Arc::clone(&state));
         let server = tokio::spawn(async move {
-            // No data is lost with an aborted request, because the page repeats the request.
+            // `axum::serve` never returns an error. The console aborts the task when it stops.
             let _ = axum::serve(listener, router).await;
         });
         Ok(Self { state, tasks: Mutex::default(), server })
     }
 
-    /// Returns the URL of the page. The same URL receives spans: `OTEL_EXPORTER_OTLP_ENDPOINT`, with either protocol.
+    /// Returns the URL of the page. As the value of `OTEL_EXPORTER_OTLP_ENDPOINT`, the same URL receives spans over
+    /// gRPC or HTTP.
     pub fn url(&self) -> String {
         format!("http://{}", self.state.address)
     }
 
-    /// Returns the URL for the service's own alerts: `ALERT_WEBHOOK_URL`.
+    /// Returns the value of `ALERT_WEBHOOK_URL`, the URL that receives the service's own alerts.
     pub fn alerts_url(&self) -> String {
         format!("http://{}/service", self.state.inbox.address())
     }

@@ -5,8 +5,8 @@ pub(crate) struct Panel {
     pub(crate) id: &'static str,
     pub(crate) title: &'static str,
     pub(crate) unit: &'static str,
-    /// Name of a line, or the label that names several lines, and its expression. `WINDOW` is replaced with the window
-    /// of rates.
+    /// Names and expressions. A name in braces is a label, and each value of the label names one line. `WINDOW` is
+    /// replaced with the time window of rates.
     pub(crate) lines: &'static [(&'static str, &'static str)],
 }
 

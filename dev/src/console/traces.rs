@@ -37,7 +37,7 @@ struct Trace {
 pub(super) struct Filter {
     /// Substring of the name, such as `GET /v1/me`.
     route: String,
-    /// `2xx`, `404`, or `error`.
+    /// A class such as `2xx`, a code such as `404`, or `error`.
     status: String,
     min_ms: Option<f64>,
     correlation_id: String,
@@ -190,8 +190,8 @@ impl Trace {
             errors: self.spans.iter().filter(|span| span.status == SpanStatus::Error).count(),
             correlation_id: text("correlation_id"),
             instance: instance(root),
-            // The parent of a request can be a caller's span that the console never receives, so a request is not in
-            // progress.
+            // The parent of a request can be a caller's span, which the console never receives. So a request counts as
+            // complete even without its parent.
             in_progress: !root.parent_id.is_empty()
                 && !matches!(root.kind, SpanKind::Server | SpanKind::Consumer),
         })

@@ -25,7 +25,8 @@ impl DataDir {
     pub(super) fn lock(directory: Option<&Path>) -> Result<Self, Error> {
         let directory = directory.map_or_else(|| directory_of(&project::root()), Path::to_owned);
         let error = |source| Error::DataDir { path: directory.clone(), source };
-        // Mode 0711 allows the database's user to traverse the directory if this process runs as root.
+        // If this process runs as root, the database server runs as another Unix user. Mode 0711 allows that user to
+        // traverse the directory.
         DirBuilder::new().recursive(true).mode(0o711).create(&directory).map_err(error)?;
         let directory = directory.canonicalize().map_err(error)?;
         let error = |source| Error::DataDir { path: directory.clone(), source };
@@ -80,8 +81,9 @@ impl DataDir {
     }
 }
 
-/// Returns the directory of a checkout, so that two checkouts never share a database. The directory's name contains the
-/// checkout's name for readability and a hash of the whole path for uniqueness.
+/// Returns the data directory of a checkout. Each checkout has its own directory, so that two checkouts never share a
+/// database. The directory's name contains the checkout's name for readability and a hash of the whole path for
+/// uniqueness.
 fn directory_of(checkout: &Path) -> PathBuf {
     let path = checkout.display().to_string();
     let digest = hex::encode(Sha256::digest(path.as_bytes()));
@@ -90,8 +92,8 @@ fn directory_of(checkout: &Path) -> PathBuf {
     state_directory().join(format!("{}-dev", project::name())).join(key)
 }
 
-/// Returns the system's directory for program state. Root's home directory is inaccessible to the database's user, so
-/// root uses `/var/lib`.
+/// Returns the system's directory for program state. Root's home directory is inaccessible to the Unix user of the
+/// database server, so root uses `/var/lib`.
 fn state_directory() -> PathBuf {
     if geteuid().is_root() {
         return "/var/lib".into();

@@ -41,9 +41,10 @@ pub(crate) struct Login {
 /// A database that is ready for the service.
 #[derive(Debug)]
 pub(crate) struct Database {
-    /// The URL of the service's role.
+    /// The URL of the service's role, for the tools of this crate.
     pub(crate) url: Url,
-    /// Database URL for the service: like `url`, with the address of each node of a replicated database.
+    /// The URL of the service's role, for the service. For a replicated database, this URL contains the addresses of
+    /// all nodes. For a single server, this URL equals `url`.
     pub(crate) service_url: String,
     /// The URL of the owner of the schema.
     pub(crate) owner_url: Url,

@@ -25,7 +25,7 @@ pub(super) struct Screen<'a> {
     pub(super) traffic: Option<f64>,
     /// Names and URLs of the external services.
     pub(super) external_services: &'a [(&'static str, String)],
-    /// Commands after the login: a heading, and lines for any shell.
+    /// Example commands that follow the login: a heading, and the commands for any shell.
     pub(super) commands: &'a (&'static str, Vec<String>),
 }
 

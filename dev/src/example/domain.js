@@ -3,7 +3,7 @@ import { number } from "./format.js";
 
 const BREAKER = { 0: ["closed", "good"], 1: ["half-open", "warn"], 2: ["open", "bad"] };
 
-/** The domain's tiles, displayed after the tiles of every service. */
+/** Creates the domain's tiles, which follow the tiles that every service has. */
 export function domainTiles(figures, tile) {
   const { processing = 0 } = figures;
   const [breaker, breakerTone] = BREAKER[figures.breaker] ?? ["–", ""];

@@ -24,8 +24,8 @@ use crate::environment::{
     screen::{AUTHORIZED, JSON, NEW_KEY},
 };
 
-/// Timeout at the end for the settlement of payments and refunds with an unknown outcome. The recovery worker can claim
-/// a payment only after the lease of the first attempt has expired.
+/// Maximum time that a stopping environment waits until every payment and refund has an outcome. The recovery worker
+/// can claim a payment only after the lease of the first attempt has expired.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The description of the trace that `/traces/first` shows.
@@ -34,10 +34,10 @@ pub(crate) const FIRST_TRACE: &str = "the first paid order";
 /// Flags that select a free port for every port of the example.
 pub const ANY_PORTS: &[&str] = &["--gateway-port", "0"];
 
-/// A text that the output of the last command on the screen contains.
+/// A text in the output of the last command that the screen lists.
 pub const LAST_RESPONSE: &str = "\"status\":\"succeeded\"";
 
-/// A text that the last line of a stopped environment contains.
+/// A text in the last line that a stopped environment prints.
 pub const LAST_LINE: &str = "all invariants hold";
 
 /// The reason why the external services did not start or settle.
@@ -126,7 +126,8 @@ impl ExternalServices {
         vec![("gateway", format!("{gateway}ledger, {gateway}faults"))]
     }
 
-    /// Returns the commands after the login on the screen: a heading, and lines for any shell.
+    /// Returns a heading, and the commands that the screen lists after the login command. The commands run in any
+    /// shell.
     pub(crate) fn commands(&self, api: &Url) -> (&'static str, Vec<String>) {
         let product = self.product;
         let place = format!(
@@ -164,7 +165,8 @@ impl ExternalServices {
     }
 }
 
-/// Returns the ledger file of this database. Each database has its own ledger, because the two must match.
+/// Returns the ledger file of this database. Each database has its own ledger, because a database and its ledger must
+/// match.
 async fn ledger_of(owner_url: &Url, directory: &Path) -> Result<PathBuf, sqlx::Error> {
     let mut connection = PgConnection::connect(owner_url.as_str()).await?;
     let identity: String = sqlx::query_scalar(

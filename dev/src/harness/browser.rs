@@ -79,7 +79,7 @@ impl Browser {
         }
     }
 
-    /// Waits until no such element is displayed.
+    /// Waits until no element with this selector is displayed.
     pub async fn wait_until_absent(&self, selector: &str) {
         let found = Locator::Css(selector);
         eventually(&format!("{selector} is not displayed"), async || {

@@ -182,8 +182,8 @@ impl Request {
         Attempt { request: self, task }
     }
 
-    /// Sends the request until the response is final. The same request, with the same key, is repeated if
-    /// the response is 202, 409, 503 or 504, or if there is none.
+    /// Sends the request until the response is final, with the same key each time. The request is sent again after a
+    /// response 202, 409, 503 or 504, and after a missing response.
     pub async fn send_until_final(self) -> HttpResponse {
         let started = Instant::now();
         loop {

@@ -1,5 +1,5 @@
 //! A collector that receives and stores the spans and log records of a service over OTLP. The collector can reject
-//! requests or delay its responses. Dropping the collector fails the test if it has received an undocumented name.
+//! requests or delay its responses. Dropping the collector fails the test if a received name is undocumented.
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
@@ -61,7 +61,7 @@ impl Collector {
         Self { address, inbox, server }
     }
 
-    /// Returns the value for `OTEL_EXPORTER_OTLP_ENDPOINT`, with either protocol.
+    /// Returns the value for `OTEL_EXPORTER_OTLP_ENDPOINT`, which is the same for OTLP over gRPC and over HTTP.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }

@@ -26,8 +26,8 @@ impl CommandOutput {
     }
 }
 
-/// Runs a command of the executable with these settings only. The command inherits neither the environment nor a `.env`
-/// file of the test runner.
+/// Runs a command of the executable with these settings only. The command reads no `.env` file, and inherits only the
+/// variables that [`Launch::new`] keeps.
 pub async fn run(executable: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> CommandOutput {
     finish(start(executable, arguments, settings)).await
 }

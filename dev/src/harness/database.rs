@@ -49,7 +49,7 @@ impl Database {
         database
     }
 
-    /// Creates a database on a separate server, for tests that block a resource of all databases of a server.
+    /// Creates a database on a separate server, for tests that block a resource shared by all databases of a server.
     pub(super) async fn create_on_dedicated_server(executable: &Path, settings: &[(String, String)]) -> Self {
         let started = Server::find_or_start(Purpose::Tests, &|line| eprintln!("{line}")).await;
         let server: &'static Server = Box::leak(Box::new(started.unwrap_or_else(|error| panic!("{error}"))));
@@ -94,7 +94,8 @@ impl Database {
         command::run(executable, &["migrate"], &settings).await.succeeded();
     }
 
-    /// Returns the settings of a process that uses the database: as the service's restricted role, and as the owner.
+    /// Returns the settings of a process that uses the database. The settings contain the URLs of the service's
+    /// restricted role and of the owner.
     pub fn settings(&self) -> [(&'static str, String); 3] {
         [
             ("APP_ENV", "test".to_owned()),
@@ -164,7 +165,7 @@ impl Database {
         OpenTransaction(transaction)
     }
 
-    /// Copies the whole database for [`Self::restore`], after all its sessions are closed.
+    /// Closes all sessions of the database, and copies the whole database for [`Self::restore`].
     pub async fn back_up(&self) {
         let owner = owner_role();
         let copy = format!("create database \"{0}_backup\" template \"{0}\" owner \"{owner}\"", self.name);
@@ -312,7 +313,8 @@ async fn create_roles(server: &Server) {
         let created = server.create_login(&role, PASSWORD, rights).await;
         created.unwrap_or_else(|error| panic!("{error}"));
     }
-    // On a server that persists between runs, the owner of an earlier run has created `app_runtime`.
+    // On a server that persists between runs, the owner of an earlier run has created `app_runtime`. The migrations of
+    // this run's owner must be allowed to grant that role, too.
     let allowed = server.allow_to_grant(&owner_role(), &[service_role().as_str(), "app_runtime"]).await;
     allowed.unwrap_or_else(|error| panic!("{error}"));
 }

@@ -23,7 +23,7 @@ impl Binaries {
     }
 
     /// Returns the installation in a directory, with the version that `postgres --version` reports. The program runs as
-    /// the server's user, which detects a directory that this user cannot enter.
+    /// `unix_user`, so an installation that this user cannot run is an error.
     pub(super) async fn inspect(directory: &Path, unix_user: &UnixUser) -> Result<Self, String> {
         let postgres = unix_user.launch(&directory.join("postgres")).args(["--version"]);
         let output = run(postgres).await.map_err(|error| match unix_user {

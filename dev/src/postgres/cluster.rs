@@ -228,7 +228,7 @@ impl Cluster {
     ) -> Result<(Child, Url), Error> {
         let password = std::fs::read_to_string(files.password()).map_err(Error::io("read the password"))?;
         let port = free_port(&files.port()).map_err(Error::io("find a free port"))?;
-        // The log is emptied, so that it contains only the reasons of this start.
+        // The log is emptied, so that it contains only the messages of this start.
         std::fs::write(files.log(), "").map_err(Error::io("write the log of PostgreSQL"))?;
 
         let port_setting = format!("port={port}");

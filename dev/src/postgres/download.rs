@@ -27,7 +27,7 @@ async fn fetch(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let version = VersionReq::parse(&format!("={VERSION}"))?;
     let (_, archive) = get_archive(zonky::URL, &version).await?;
     extract(zonky::URL, &archive, directory).await?;
-    // The archive is extracted into a temporary directory with mode 0700, which is then renamed.
+    // `extract` creates the directory with mode 0700, so another Unix user could not run the programs.
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))?;
     Ok(())
 }

@@ -16,7 +16,7 @@ use url::Url;
 use super::{Error, Server, cluster::BaseBackup};
 use crate::{process::Signal, tcp_proxy::TcpProxy};
 
-/// Time for which the standby has received nothing when the primary is lost.
+/// Time between the stop of the replication and the loss of the primary. The standby lacks the commits of this time.
 const REPLICATION_LAG: Duration = Duration::from_millis(500);
 
 /// Deadline for a new standby to catch up with the primary.
@@ -172,8 +172,8 @@ impl ReplicatedServer {
         self.replace(restored).await
     }
 
-    /// Restores the database to a moment, or to the earliest moment that a base backup reaches. Returns the restored
-    /// moment. Clients reach the restored server after [`Self::admit`].
+    /// Restores the database to a moment. If the moment is before every base backup, restores the database to the end
+    /// of the oldest backup. Returns the restored moment. Clients reach the restored server after [`Self::admit`].
     pub async fn recover(
         &mut self,
         moment: DateTime<Utc>,
@@ -222,7 +222,8 @@ impl ReplicatedServer {
         reconnect(&self.replication, &self.primary)?;
         let source = self.replication.url_through(self.primary.admin_url());
         let standby = self.primary.standby_with_primary_at(&source, progress).await?;
-        // A promoted standby has no standby of its own, so it would wait forever to confirm a commit.
+        // The standby has copied the primary's setting that a standby confirms each commit. A promoted standby has no
+        // standby of its own, so with this setting its commits would wait forever.
         confirm_by_standby(&standby, false).await?;
         if let Some(node) = self.nodes.get(1 - self.active) {
             // Connections to a lost host stay open without a response, so the proxy gives only new connections to the

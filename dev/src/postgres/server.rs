@@ -21,7 +21,7 @@ const RECOVERY_DEADLINE: Duration = Duration::from_mins(1);
 /// Interval of checks whether a recovery has ended.
 const RECOVERY_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A running server, with the right to create databases and roles.
+/// A running server on which this process has the right to create databases and roles.
 #[derive(Debug)]
 pub struct Server {
     admin_url: Url,
@@ -265,8 +265,8 @@ impl Server {
         // second statement writes the WAL to disk.
         let commit = ["select pg_current_xact_id()", "select pg_switch_wal()"].map(ToOwned::to_owned);
         self.execute(&commit).await?;
-        // A clean shutdown would remove WAL that the recovery needs, because it first ends the connection with the
-        // replication slot.
+        // A clean shutdown would end the connection that owns the replication slot, and then remove WAL that the
+        // recovery needs.
         cluster.halt(Signal::SIGQUIT).await?;
         backup.recover_to(moment, cluster)?;
         let server = self.start_on_backup(backup, progress).await?;
@@ -311,8 +311,8 @@ impl Server {
         self.cluster.ok_or(Error::NotStartedHere)?.stop_by(signal).await
     }
 
-    /// Opens a connection for one task. No connection is stored, because it would end with the runtime of the test that
-    /// opened it.
+    /// Opens a connection for one task. A connection is never stored, because a stored connection would end with the
+    /// runtime of the test that opened it.
     pub(super) async fn connect(&self) -> Result<PgConnection, Error> {
         Ok(PgConnection::connect(self.admin_url.as_str()).await?)
     }

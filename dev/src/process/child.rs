@@ -43,7 +43,7 @@ const INHERITED_VARIABLES: [&str; 12] = [
 /// `if_running`. The signal could then reach another process with the same id.
 const EXIT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Timeout of the clean shutdown of a dropped server.
+/// Timeout of the clean shutdown of a database server whose [`Child`] is dropped.
 const SERVER_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A process before its start.
@@ -117,7 +117,7 @@ impl Launch {
         self
     }
 
-    /// Appends every line to this file. A captured output is rotated to `.1` when the file is full.
+    /// Appends every line to this file. If the output is captured, a full file is renamed with the suffix `.1`.
     #[must_use]
     pub fn log_to(mut self, file: &Path) -> Self {
         self.log = Some(file.to_owned());
@@ -247,7 +247,7 @@ impl Child {
         self.if_running(|pid| kill(pid, signal))
     }
 
-    /// Waits for the exit, and until all output has been read.
+    /// Waits for the exit, and then until all output has been read, for at most one second.
     pub async fn wait(&self, deadline: Duration) -> Result<ExitStatus, WaitError> {
         let pid = self.pid;
         let mut exit = self.exit.clone();

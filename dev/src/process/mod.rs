@@ -5,7 +5,8 @@
 //! would fail for no visible reason.
 //!
 //! Threads read output and detect exits, and only waiting is async. Every `#[tokio::test]` has its own runtime, which
-//! ends with the test. A server can serve later tests, so no task of a runtime may supervise it.
+//! ends with the test. A server that one test starts can serve later tests, so a task of a test's runtime must not
+//! supervise the server.
 mod child;
 mod output;
 mod watchdog;

@@ -19,7 +19,8 @@ use super::lock;
 pub enum StopMethod {
     /// Sends SIGTERM to the process group, and SIGKILL after five seconds.
     Process,
-    /// Stops a PostgreSQL server after every [`StopMethod::Process`] has ended: fast shutdown first, then immediate.
+    /// Stops a PostgreSQL server by a fast shutdown, and then by an immediate shutdown. The server is stopped after all
+    /// processes of [`StopMethod::Process`].
     Server,
 }
 
@@ -47,8 +48,8 @@ impl Watchdog {
             .args(["-c", include_str!("watchdog.sh"), "watchdog"])
             .current_dir("/")
             .stdin(Stdio::piped())
-            // A test runner reads its pipe until every process has closed it, so the watchdog must not keep the pipe
-            // open.
+            // A test runner reads a test's output until every process has closed it. The watchdog outlives the test, so
+            // the watchdog must not inherit the output.
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             // Ctrl-C signals the foreground process group, and would end the watchdog too early.

@@ -1,4 +1,4 @@
-//! The state of a customer that is independent of the domain.
+//! The state of a customer: the user account, the session, and the domain's state.
 use crate::example::traffic::memory::Memory;
 
 /// A customer.

@@ -51,7 +51,7 @@ impl CustomerPool {
         lock(&self.report).not_sent += 1;
     }
 
-    /// Sends one request of one customer.
+    /// Sends a request of one customer, or a request without a session while no customer is logged in.
     pub(super) async fn send_request(self: Arc<Self>, tick: u64) {
         let mut rng = StdRng::seed_from_u64(self.seed ^ tick.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let request = ApiRequest::new(&self.shared, &self.api, &self.report);

@@ -1,4 +1,4 @@
-//! The API contract of all responses. Each function returns the first violated rule, if any.
+//! The API contract of all responses. Each check returns the first violated rule, if any.
 use serde_json::Value;
 
 use super::api::ApiResponse;

@@ -1,8 +1,8 @@
 //! Light, realistic traffic of customers, who register, log in, use the service, and send invalid requests.
 //!
-//! The traffic is open-loop: requests start at their rate regardless of the service's speed, like real users. A closed
-//! loop would send fewer requests to a slow service and hide the slowness. Every response is checked against the
-//! service's API contract. Violations are counted as unexpected responses, and the first ones are stored.
+//! The traffic is open-loop: requests start at a fixed rate regardless of the service's speed, like real users. A
+//! closed loop would send fewer requests to a slow service and hide the slowness. Every response is checked against the
+//! service's API contract. Responses that violate the contract are counted, and the first of them are stored.
 //!
 //! At each tick one request is sent: by one customer, or without a session while no customer is logged in. The seed and
 //! the customer's state determine the request.

@@ -105,7 +105,7 @@ impl<'a> ApiRequest<'a> {
     }
 }
 
-/// Returns whether the API contract allows this response of a busy service to this call.
+/// Returns whether the response has a status of a busy service that the API contract allows for this call.
 fn is_busy_response(call: &Call, response: &ApiResponse) -> bool {
     match response.status {
         429 | 503 => true,

@@ -49,7 +49,8 @@ const QUEUE_CAPACITY: usize = 64;
 /// Timeout of one attempt to send an alert to a receiver.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Minimum time for which an alert fires in Alertmanager. The alert reports an event, which has no end of its own.
+/// Minimum time for which an alert fires in Alertmanager. The service sets an end time, because the reported event has
+/// no end of its own.
 const MIN_FIRING_TIME: Duration = Duration::from_mins(5);
 
 /// The severity of an alert.

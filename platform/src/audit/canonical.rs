@@ -27,7 +27,8 @@ const ABSENT: u32 = u32::MAX;
 const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
 
 /// An event's position in the audit log. Positions are compared by epoch, then by transaction id, then by sequence
-/// number.
+/// number. A new epoch begins when the database is restored or moved to another cluster, because transaction ids may
+/// then repeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct EventPosition {
     pub epoch: i32,

@@ -1,5 +1,6 @@
-//! The rules of the chain of seals, and a check that reports the position of the first violation. This module does no
-//! I/O: the caller passes seals and their events in order, one at a time.
+//! The rules of the chain of seals, and a check that reports the position of the first violation. A seal has the
+//! digests of a range of events, and the hash of the previous seal. This module does no I/O: the caller passes seals
+//! and their events in order, one at a time.
 //!
 //! Events may be missing only if three conditions hold. The schema owner recorded their export, a sealed export event
 //! confirms that record, and the caller gave the file or its hash ([`Exports`]).
@@ -21,7 +22,7 @@ use super::{
     seals::Head,
 };
 
-/// Hashes of seals that were recorded outside of the database, by the seal's number. A number may have two hashes,
+/// Seal hashes that were recorded outside of the database, by the number of the seal. A number may have two hashes,
 /// because after a restore of the database a new seal gets the number of a lost seal.
 pub type KnownHeads = BTreeMap<i64, BTreeSet<Vec<u8>>>;
 
@@ -56,14 +57,14 @@ pub(super) struct ExportRecord {
 /// The exports that may explain missing events.
 #[derive(Debug, Default)]
 pub(super) struct Exports {
-    /// The exports that the schema owner recorded. The service's database role can write an event like that of an
-    /// export, but cannot add a record.
+    /// The exports that the schema owner recorded. The service's database role can write a false export event, but
+    /// cannot add a record.
     pub recorded: Vec<ExportRecord>,
-    /// The exports whose export events are in the given files. The export event of an earlier export may itself have
-    /// been exported and dropped later.
+    /// The exports whose export events are in the given files. The export event of an earlier export may be in a later
+    /// export, and no longer in the database.
     pub in_files: Vec<ExportRecord>,
     /// The SHA-256 of each given file, and each SHA-256 that was given instead of a file. A database administrator can
-    /// record an export that never happened, but does not have its file.
+    /// record an export that never happened, but cannot provide a file of it.
     pub given: BTreeSet<String>,
 }
 
@@ -86,8 +87,8 @@ impl ExportRecord {
 /// The restores of the database that may explain missing seals.
 #[derive(Debug, Default)]
 pub(super) struct Restores {
-    /// The restores that the schema owner recorded. The service's database role can write an event like that of a
-    /// restore, but cannot add a record.
+    /// The restores that the schema owner recorded. The service's database role can write a false restore event, but
+    /// cannot add a record.
     pub recorded: Vec<RestoreRecord>,
     /// The restores whose events are in the given files of exports.
     pub in_files: Vec<RestoreEvent>,
@@ -154,7 +155,7 @@ impl Restores {
         kept.filter(|(_, hashes)| !hashes.is_empty()).collect()
     }
 
-    /// Returns the recorded restores that an event confirms, either one of `sealed` or one in a given file. The event
+    /// Returns the recorded restores that an event confirms. The event is in `sealed` or in a given file. The event
     /// must have the recorded id and the hash of the recorded list of lost heads.
     fn acknowledged(&self, sealed: &[RestoreEvent]) -> Vec<(&RestoreRecord, AcknowledgedRestore)> {
         let confirmed = self.recorded.iter().filter_map(|record| {
@@ -175,8 +176,8 @@ impl Restores {
     }
 }
 
-/// The seal whose events are being checked. `matched` is the number of its digests that are matched or skipped, and
-/// `absent` is the index of the first missing event.
+/// The seal whose events are being checked. `matched` is the number of its digests that matched an event, or were
+/// skipped because their event is missing. `absent` is the index of the first missing event.
 struct Open {
     number: i64,
     digests: Vec<u8>,
@@ -204,8 +205,8 @@ pub(super) struct Chain {
 /// A seal of the chain whose number was logged.
 struct LoggedSeal {
     number: i64,
-    /// True if the hash in the chain is one of the hashes that were logged for this number. `others` are the rest of
-    /// these hashes.
+    /// True if the hash in the chain is one of the hashes that were logged for this number. `others` are the logged
+    /// hashes that differ from the hash in the chain.
     is_hash_logged: bool,
     others: BTreeSet<Vec<u8>>,
 }
@@ -213,8 +214,9 @@ struct LoggedSeal {
 /// The result of the check.
 #[derive(Debug)]
 pub(super) struct Verdict {
-    /// The number of the first logged seal after the end of the chain that no restore has lost. Its logged hash proves
-    /// that the seal existed, so seals were removed.
+    /// The number of the first logged seal beyond the end of the chain, except for seals that a restore has lost. The
+    /// logged hash proves that the seal existed. So seals were removed from the database, or the checked file ends
+    /// before that seal.
     pub logged_beyond: Option<i64>,
     pub head: Head,
     pub end: EventPosition,
@@ -265,7 +267,7 @@ impl Chain {
         }
     }
 
-    /// Checks the next seal. Its events follow.
+    /// Checks the next seal. The caller then passes the seal's events to [`Self::event`].
     pub(super) fn seal(&mut self, seal: &Seal) {
         self.close();
         let expected = self.head.number + 1;
@@ -336,8 +338,8 @@ impl Chain {
         }
     }
 
-    /// Ends the check. Events may be missing only if one of `exports` contains them, and logged seals only if one of
-    /// `restores` has lost them.
+    /// Ends the check. Events may be missing only if one of `exports` contains them. Logged seals may be missing only
+    /// if one of `restores` has lost them.
     pub(super) fn finish(mut self, exports: &Exports, restores: &Restores) -> Verdict {
         self.close();
         let acknowledged = restores.acknowledged(&self.restores);

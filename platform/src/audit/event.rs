@@ -146,7 +146,7 @@ impl Event {
     }
 
     /// Adds a detail to the metadata, unless `value` is null. Callers must never add a secret. They must not add a
-    /// fractional number either, because such an event cannot be sealed. NUL is replaced, because
+    /// fractional number or a nested null either, because the database rejects such an event. NUL is replaced, because
     /// PostgreSQL would reject the whole event.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {

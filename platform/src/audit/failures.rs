@@ -14,8 +14,8 @@ pub(super) fn on_statement_failure(error: &sqlx::Error) {
     }
 }
 
-/// Counts the lost events of a failed statement that only writes `events` events. If `record_audit_event` failed,
-/// [`on_statement_failure`] has already counted one of these events.
+/// Counts the lost events of a failed statement that writes `events` audit events and nothing else. If
+/// `record_audit_event` failed, [`on_statement_failure`] has already counted one of these events.
 pub(super) fn count_lost_events(error: &sqlx::Error, events: usize) {
     let counted = usize::from(is_audit_write_failure(error));
     WRITE_FAILURES.inc_by(u64::try_from(events.saturating_sub(counted)).unwrap_or(u64::MAX));

@@ -39,7 +39,8 @@ pub struct Filter {
     #[serde(skip_serializing)]
     limit: Option<i64>,
     /// `next_cursor` of the previous page.
-    // The first characters are those of a time from 1970 to the year 9961, in microseconds.
+    // A cursor begins with a time in microseconds. The first two characters of the pattern limit it to the years 1970
+    // to 9961.
     #[param(pattern = "^A[A-Za-z0-3][A-Za-z0-9_-]{30}$")]
     #[serde(skip_serializing)]
     cursor: Option<String>,

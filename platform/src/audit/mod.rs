@@ -4,8 +4,9 @@
 //! `record_audit_event`. Neither exists without the other. A denial has no change, so [`record`] writes its event
 //! alone. Each committed event is also written as a log line.
 //!
-//! Events are sealed a few seconds later ([`Sealer`]). Then [`verify`] detects every later change of an event, even by
-//! a role with all privileges. Old events are exported to files that can be verified without the database ([`export`]).
+//! A few seconds later, [`Sealer`] seals the events: it stores their hashes in a chain of seals, and logs the hash of
+//! the last seal. So [`verify`] detects every later change of an event, even by a role with all privileges. Old events
+//! are exported to files that can be verified without the database ([`export`]).
 //!
 //! Passwords, tokens and card data are never recorded.
 mod canonical;

@@ -79,8 +79,8 @@ pub async fn record(database: &Database, event: Event) -> Result<(), sqlx::Error
 
 /// Writes an event of an action that must work while the database is unreachable. Retries until the database is back.
 ///
-/// Because the number of retries has no limit, callers must run this function as tracked work, so that a shutdown can
-/// cancel it and log the cancellation.
+/// Callers must run this function in [`BackgroundTasks`](crate::workers::BackgroundTasks), because the number of
+/// retries has no limit. A shutdown then cancels the retries at its deadline, and logs the cancellation.
 pub async fn record_once_possible(database: &Database, event: Event) {
     for retry in 0.. {
         match record(database, event.clone()).await {

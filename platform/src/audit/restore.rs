@@ -1,8 +1,9 @@
-//! Restores of the database to an earlier state. The log then still has the heads (number and hash) of the lost seals.
+//! Restores of the database to an earlier state. The service's log then still has the heads (number and hash) of the
+//! lost seals.
 //!
 //! Without an acknowledgement, verification rightly reports those heads as missing. An acknowledgement is a row that
-//! only the schema owner can write, the list of lost heads, and an event with the hash of that list. Verification then
-//! accepts that these heads are missing, and reports the gap each time.
+//! only the schema owner can write, the list of lost heads, and an event with the hash of that list. With an
+//! acknowledgement, verification accepts that these heads are missing, and reports the gap each time.
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -43,8 +44,8 @@ impl LostSpan {
 /// Returns the part of the audit log that the latest restore has lost, according to the logged heads. Takes a lock, so
 /// that other callers wait until the transaction ends.
 ///
-/// A restore is new if the cluster, the timeline or the database differs from those of the recorded restores. It is
-/// also new if a logged head is neither in the chain nor recorded as lost. The second condition detects a restore that
+/// [`LostSpan::is_recorded`] is false if no recorded restore has the current cluster, timeline and database. It is also
+/// false if a logged head is neither in the chain nor recorded as lost. The second condition detects a restore that
 /// copied the data files back, which keeps the cluster and the timeline.
 ///
 /// # Errors
@@ -153,8 +154,8 @@ pub async fn record_restore(
     Ok((epoch, [PendingEvent::of(begun), event]))
 }
 
-/// Waits until the event of the latest restore is sealed. Until then, verification does not accept that the lost heads
-/// are missing. Returns the time since which changes are lost.
+/// Seals events until the event of the latest restore is sealed. Until then, verification does not accept that the lost
+/// heads are missing. Returns the time since which changes are lost.
 ///
 /// # Errors
 /// The event could not be sealed within a minute, no restore is recorded, or a statement failed.

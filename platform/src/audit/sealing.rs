@@ -1,16 +1,18 @@
-//! Sealing: one worker among all replicas seals each range of events once no further event can be added to it.
+//! Sealing: a worker writes a seal over a range of events once no further event can be added to that range. Each
+//! replica has this worker, and only one of them seals at a time. The last seal is the head of the chain.
 //!
 //! Five failures are possible. [`Sealer`] handles the last two, and [`seal_next`] the others:
 //! - While the process runs, the database may be replaced by one of another cluster, whose transaction ids start again.
-//!   So the cluster is compared with that of the current epoch before each seal.
+//!   An epoch is a period of the audit log in one cluster. So the cluster is compared with that of the current epoch
+//!   before each seal.
 //! - An event's transaction may commit after a transaction that began later. So only events before the oldest running
 //!   transaction are sealed, and that horizon is taken before the events are read.
-//! - Two sealers may run at once. So the lock is taken first, in a statement of its own. A head that the same statement
-//!   read would be from before the lock was granted.
-//! - The process may end between the commit and the log line. So the head is logged at each interval, even if there is
-//!   nothing to seal.
-//! - The database may be set back to an earlier state. So before the next seal, the chain must still have the last head
-//!   that this process has read, unless `after-restore` recorded that head as lost.
+//! - Two sealers may run at once. So the lock is taken first, in a statement of its own. A single statement that takes
+//!   the lock and reads the head could read a head from before the lock was granted.
+//! - The process may end after the commit of a seal, and before the new head is logged. So the head is logged at each
+//!   interval, even if there is nothing to seal.
+//! - The database may be set back to an earlier state. So before each seal, the sealer checks that the chain still has
+//!   the last head that this process has read. Only a head that `after-restore` recorded as lost may be missing.
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -32,10 +34,10 @@ use crate::{
 };
 
 /// Maximum number of events in one seal. It limits the memory that a seal needs, and the number of events that are in
-/// doubt if one of them was changed.
+/// doubt if the seal itself was changed.
 const MAX_SEAL_EVENTS: i64 = 2000;
 
-/// The alert condition of a chain that something other than the service changed.
+/// The alert condition of a chain of seals that was tampered with.
 const TAMPERED: Condition = Condition::new("AuditLogTampered");
 
 /// Minimum sealing lag that raises an alert.
@@ -58,7 +60,7 @@ pub enum SealError {
         number: i64,
     },
     /// The recorded end of the chain is not the last seal. Seals were removed, or were added without the trigger that
-    /// moves the end.
+    /// updates the recorded end.
     #[error("the chain of seals was truncated: it ended with seal {remembered}, and now ends with {found}")]
     CutOff {
         /// The number of the seal that was recorded as the end.
@@ -66,8 +68,8 @@ pub enum SealError {
         /// The number of the last seal.
         found: i64,
     },
-    /// The last seal covers events that do not exist yet. So it was forged, and the next events could not be sealed,
-    /// because they would be in its range.
+    /// The last seal covers events that do not exist yet. So the seal was forged. New events cannot be sealed, because
+    /// they would be in the range of the forged seal.
     #[error("seal {number} covers transactions that are still in progress")]
     BeyondHorizon {
         /// The number of the last seal.
@@ -248,7 +250,7 @@ pub(super) async fn seal_next(database: &Database) -> Result<Option<SealResult>,
     }
     let mut after = last.map_or(EventPosition::START, |seal| seal.last());
     let mut events = Vec::new();
-    // An epoch that has ended is sealed completely before the next one is started.
+    // An epoch that has ended is sealed completely before any event of the next epoch.
     for epoch in after.epoch.max(1)..=horizon.epoch {
         let until = if epoch == horizon.epoch {
             EventPosition::before_transaction(epoch, horizon.xact_id)

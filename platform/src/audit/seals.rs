@@ -249,10 +249,10 @@ pub(super) async fn tail(
 
 /// Returns the age of the oldest event without a seal, by the database's clock. Returns zero if every event has a seal.
 ///
-/// An event has no seal if it comes after the last seal, or if it was recorded after the last seal was made. The
-/// second condition does not depend on the range that the seal claims. With a forged range, or in another cluster
-/// whose transaction ids are lower, no event ever comes after the last seal. The tolerance of one minute allows for a
-/// clock that was set back.
+/// An event has no seal if its position is after the last seal, or if it was recorded more than one minute after the
+/// last seal was made. The first condition never holds if the last seal has a forged range, or if another cluster has
+/// lower transaction ids. So the second condition does not use positions. The minute allows for a clock that was set
+/// back.
 pub(super) async fn lag(database: &Database) -> Result<Duration, sqlx::Error> {
     let last = database.run("audit_seals.last", select_last).await?;
     let after = last.as_ref().map_or(EventPosition::START, Seal::last);

@@ -42,7 +42,7 @@ fn head((seal, _): &SealWithEvents) -> Head {
     Head { number: seal.number, hash: seal.computed_hash() }
 }
 
-/// Returns a log of three seals over two events each, and of a fourth seal over this event.
+/// Returns a log of three seals over two events each, and of a fourth seal over the event `last`.
 fn log_with(last: StoredEvent) -> Vec<SealWithEvents> {
     let mut log = Vec::new();
     let mut previous = Head::NONE;

@@ -1,7 +1,8 @@
-//! Verification that the audit log is unchanged since it was sealed, and that the chain matches the logged heads.
+//! Verification that the audit log is unchanged since it was sealed, and that the chain of seals matches the logged
+//! heads. A head is the number and the hash of a seal.
 //!
-//! Verification streams: only one page of seals and one page of events are in memory at a time. Verification trusts
-//! none of the data that it reads. Verification changes nothing, except that it adds an event about itself.
+//! Verification keeps only one page of seals and one page of events in memory. Verification trusts none of the data
+//! that it reads. Verification changes nothing, except that it adds an event about itself.
 use std::{
     collections::VecDeque,
     io::{BufRead, BufReader},
@@ -51,8 +52,8 @@ impl FromStr for ExternalExport {
 /// event. Events may be missing only if one of the given exports contains them.
 ///
 /// # Errors
-/// The first violation of the chain, or the reason that the audit log or an export cannot be read or the verification
-/// cannot be recorded.
+/// The chain has a violation (the error names the first one), the audit log or an export cannot be read, or the
+/// verification cannot be recorded.
 pub async fn verify(
     database: &Database,
     heads: KnownHeads,

@@ -35,9 +35,9 @@ const STATEMENT_TIMEOUT_MARGIN: Duration = Duration::from_secs(10);
 /// Timeout of the ping of a connection whose last statement may be incomplete.
 const RETURN_PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The part of [`RETURN_PING_TIMEOUT`] during which the connection keeps its slot. A healthy server responds within it,
-/// so that usually no connection is opened beyond `DATABASE_MAX_CONNECTIONS`. Afterwards another request can use the
-/// slot.
+/// The part of [`RETURN_PING_TIMEOUT`] during which the connection keeps its slot. A healthy server responds within
+/// this time, so usually no connection is opened beyond `DATABASE_MAX_CONNECTIONS`. Afterwards another request can use
+/// the slot.
 const RETURN_SLOT_TIME: Duration = Duration::from_millis(50);
 
 /// Time for which statements in flight continue once the server is known to be lost. Some of them may run on a new

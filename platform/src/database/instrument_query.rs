@@ -62,8 +62,8 @@ pub async fn instrument_query<T>(
 /// The function that is called with the error of every failed statement.
 static ON_FAILURE: OnceLock<fn(&sqlx::Error)> = OnceLock::new();
 
-/// Calls `on_failure` with the error of every statement that fails from now on. The audit log needs this, because a
-/// change and its audit event are one statement, and only the error shows which of the two failed. Later calls are
+/// Calls `on_failure` with the error of every statement that fails from now on. The audit log needs the error, because
+/// a change and its audit event are one statement, and only the error shows which of the two failed. Later calls are
 /// ignored.
 pub fn notify_of_failures(on_failure: fn(&sqlx::Error)) {
     let _already_set = ON_FAILURE.set(on_failure);

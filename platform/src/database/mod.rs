@@ -2,8 +2,8 @@
 //!
 //! - Every statement has a name in traces, metrics and the slow-query log: it runs with [`Database::run`], or within a
 //!   transaction with [`instrument_query()`].
-//! - A transaction begins only with [`Database::begin`]. [`Transaction`] describes the failures that this rule
-//!   prevents.
+//! - A transaction begins only with [`Database::begin`]. If the transaction is dropped before its commit, its
+//!   connection is closed, so that no other request runs in the open transaction.
 //! - Prefer one statement to a transaction. One statement is one round trip, and is never partially complete.
 mod checks;
 mod connection;
@@ -266,7 +266,7 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Returns whether the first database error in the chain of causes is transient ([`is_transient`]).
+/// Returns whether the first sqlx error among an error and its causes is transient ([`is_transient`]).
 pub fn has_transient_cause(error: &(dyn std::error::Error + 'static)) -> bool {
     cause(error).is_some_and(is_transient)
 }
@@ -276,7 +276,7 @@ pub(crate) fn is_lock_timeout(error: &(dyn std::error::Error + 'static)) -> bool
     cause(error).and_then(sqlstate).is_some_and(|code| code == "55P03")
 }
 
-/// Returns the error of the database among an error and its causes.
+/// Returns the first sqlx error among an error and its causes.
 fn cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a sqlx::Error> {
     std::iter::successors(Some(error), |&error| error.source()).find_map(|error| error.downcast_ref())
 }

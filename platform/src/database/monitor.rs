@@ -201,8 +201,8 @@ async fn reconnect(
     }
 }
 
-/// Replaces a working connection with a new one. If no new connection can be opened, the old one is kept, and the
-/// database still counts as available, unless it is no longer writable.
+/// Replaces a working connection with a new one. If no new connection can be opened, the old one is kept. The database
+/// then still counts as available, unless the attempt found a server that is not writable.
 async fn replace_connection(
     pool: &Pool,
     migrations: &Migrator,

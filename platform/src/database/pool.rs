@@ -52,7 +52,7 @@ pub(super) fn max_connections(status: &deadpool::Status) -> usize {
 pub(super) type Pool = managed::Pool<Connector>;
 pub(super) type PooledConnection = Object<Connector>;
 
-/// Retires every open connection, so that none runs another statement.
+/// Retires every open connection, so that the pool does not reuse it.
 pub(super) fn retire_open_connections() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
 }
@@ -113,8 +113,8 @@ impl managed::Manager for Connector {
         Ok(OpenConnection { connection, generation, lifetime: random_lifetime() })
     }
 
-    /// Rejects a retired connection, without a ping of the server. The next statement detects a broken connection, and
-    /// every change can be retried with its idempotency key.
+    /// Rejects a connection that is retired or past its lifetime. The server is not pinged, because the next statement
+    /// detects a broken connection, and every change can be retried with its idempotency key.
     async fn recycle(
         &self,
         connection: &mut OpenConnection,
@@ -128,8 +128,8 @@ impl managed::Manager for Connector {
     }
 }
 
-/// Creates an empty pool. The caller uses at most `max_connections` connections at once. Up to as many further
-/// connections may be waiting for the ping before their return.
+/// Creates an empty pool. The caller uses at most `max_connections` connections at once. Up to `max_connections`
+/// further connections may be waiting for the ping before their return to the pool.
 ///
 /// The most recently returned connection is reused first. The caches of that connection are warm, and connections that
 /// are not needed reach [`IDLE_TIMEOUT`].
@@ -152,7 +152,7 @@ async fn close_idle_periodically(pool: managed::WeakPool<Connector>) {
     }
 }
 
-/// Closes the idle connections that are retired, and those for which `is_unneeded` returns true.
+/// Closes the idle connections that are retired or past their lifetime, and those for which `is_unneeded` returns true.
 pub(super) async fn close_idle(pool: &Pool, is_unneeded: impl Fn(&Metrics) -> bool) {
     let unneeded =
         pool.retain(|connection, metrics| connection.is_current(&metrics) && !is_unneeded(&metrics)).removed;

@@ -47,7 +47,7 @@ pub(super) async fn schema_state(
     // Not instrumented, because the statement runs every second, and each run would be a trace.
     let applied: Result<Option<i64>, _> = await_response(statement.fetch_one(connection)).await;
     let applied = match applied {
-        // 42P01: the table of migrations does not exist yet; 42501: the role may not read it yet.
+        // 42P01: the table of migrations does not exist yet; 42501: the role is not allowed to read it yet.
         Err(sqlx::Error::Database(error))
             if error.code().is_some_and(|code| code == "42P01" || code == "42501") =>
         {

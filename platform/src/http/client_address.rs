@@ -192,7 +192,7 @@ fn parse_forwarded(line: &str) -> Option<Vec<Hop>> {
     }
 }
 
-/// Splits `text` into its leading value, a token or a quoted string, and the rest.
+/// Splits `text` into its leading value (a token or a quoted string) and the rest.
 fn forwarded_value(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([';', ',', ' ', '\t']).unwrap_or(text.len());

@@ -36,7 +36,7 @@ impl<T: DeserializeOwned + Validate, S: Send + Sync> FromRequest<S> for Json<T> 
     }
 }
 
-/// Reads the bytes of a JSON body. Rejects another `Content-Type` with 415.
+/// Reads the bytes of a JSON body. Rejects a `Content-Type` that is not JSON with 415.
 pub(super) async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
     if !is_json(request.headers()) {
         return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE).detail("Send Content-Type: application/json."));

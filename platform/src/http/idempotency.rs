@@ -135,8 +135,8 @@ fn sorted(value: &Value) -> Value {
 
 /// A request that must take effect once: its key, its fingerprint, and its body.
 ///
-/// An invalid body does not reject the request immediately. Handlers use [`Self::body`] only after they have looked up
-/// the key, so that an accepted request is replayed even if the validation rules have changed.
+/// An invalid body does not reject the request immediately. Handlers look up the key before they return the problem, so
+/// that an accepted request is replayed even if the validation rules have changed.
 #[derive(Debug)]
 pub struct IdempotentRequest<T> {
     /// The client's key.
@@ -275,9 +275,9 @@ pub enum Change {
 /// Runs a change once: makes it with `change`, or replays the stored response of an earlier request with the same
 /// key.
 ///
-/// `change` claims the key in the transaction that makes the change. So the key is looked up only after a rejection. A
-/// replay is still sent if a check rejects the request, even if its body is invalid. `location` returns the path of the
-/// created resource.
+/// `change` claims the key in the transaction that makes the change, so a first request needs no lookup. The key is
+/// looked up only after a rejection. A replay is still sent if a check rejects the request, even if its body is
+/// invalid. `location` returns the path of the created resource.
 ///
 /// # Errors
 /// The rejection, if no earlier request has a response. 422 if the key belongs to another request. 409 if the first
@@ -302,7 +302,7 @@ pub async fn run<T>(
     earlier.and_then(|earlier| Some(earlier.response?.at(location(earlier.resource_id)))).ok_or(rejection)
 }
 
-/// Claims the id of an event, within the transaction that processes the event, because the sender may send it
+/// Claims the id of an event, within the transaction that processes the event, because the sender may send the event
 /// repeatedly. Returns `false` if the event was already received.
 pub async fn claim_event(
     connection: &mut PgConnection,
@@ -321,7 +321,8 @@ pub async fn claim_event(
 }
 
 /// Stores the response for the key of the request that created `resource_id`, and records the audit event of the
-/// settlement, within the transaction that settles the resource. Both are one statement, to save a round trip.
+/// settlement. Both changes are one statement, to save a round trip. Must run in the transaction that settles the
+/// resource.
 pub async fn complete(
     connection: &mut PgConnection,
     resource_id: Uuid,
@@ -380,7 +381,8 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
 }
 
 /// Extends the retention of keys that expired after `lost_since` by the time since then. Returns the number of these
-/// keys. After a restore of the database, a client may still retry a request whose key was valid at the restored time.
+/// keys. `lost_since` is the time after which a restore of the database has lost changes. A client may still retry a
+/// request whose key was valid at that time.
 ///
 /// # Errors
 /// The statement failed.

@@ -41,7 +41,7 @@ impl Key for Uuid {
     }
 }
 
-/// The sort key of lists in the order of a time. The id makes the key unique, because two rows may have the same
+/// The sort key of lists that are sorted by time. The id makes the key unique, because two rows may have the same
 /// time.
 impl Key for (DateTime<Utc>, Uuid) {
     fn write(self) -> Vec<u8> {

@@ -115,8 +115,8 @@ pub struct Problem {
     denial: Option<Box<Denial>>,
 }
 
-/// Marks a problem as a denied permission. It is stored in the response's extensions, where the layer that
-/// counts and audits denials finds it.
+/// The denied permission that caused a problem. It is stored in the response's extensions, for the layer that counts
+/// and audits denials.
 #[derive(Debug, Clone, Copy)]
 pub struct Denial {
     /// The reason, for `authorization_denials_total{reason}`.

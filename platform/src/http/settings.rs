@@ -10,7 +10,7 @@ use crate::settings::values::{
 };
 
 crate::groups! {
-    /// The two listeners, and the limits of what they accept.
+    /// The two listeners, and the limits of their connections and requests.
     http: Settings {
         /// Address of the API. Port 0 selects a free port, which the start-up log line contains.
         "API_ADDRESS" api_address: SocketAddr = address, default("127.0.0.1:8080");

@@ -2,8 +2,8 @@
 //! nothing.
 //!
 //! Each crash point is between two steps of work that must not be lost. If `CRASH_AT` names the crash point, the
-//! process ends there as in a power failure. No destructor runs, no buffer is flushed, and no connection is closed in
-//! order. If `PANIC_AT` names the crash point, the task panics there once, as with a bug. Builds without debug
+//! process ends there as in a power failure. No destructor runs, no buffer is flushed, and no connection is closed
+//! properly. If `PANIC_AT` names the crash point, the task panics there once, as with a bug. Builds without debug
 //! assertions contain no crash points, so a release build cannot be crashed this way.
 
 /// Ends the process if `CRASH_AT` names this crash point.

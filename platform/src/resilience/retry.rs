@@ -21,7 +21,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Returns a backoff with ceilings of `base`, twice that, four times that, and at most `cap`.
+    /// Returns a backoff whose ceiling starts at `base`, and doubles with each retry up to `cap`.
     pub const fn new(base: Duration, cap: Duration) -> Self {
         Self { base, cap }
     }
@@ -37,8 +37,8 @@ impl Backoff {
     }
 }
 
-/// The retry budget that all callers of one dependency share: a percentage of their calls, and a reserve, without which
-/// rare calls could not be retried.
+/// The retry budget that all callers of one dependency share: a percentage of their calls, and a reserve. Without the
+/// reserve, rare calls could not be retried.
 #[derive(Debug)]
 pub struct Budget {
     percent: u32,
@@ -47,7 +47,7 @@ pub struct Budget {
     balance: AtomicU32,
 }
 
-/// The cost of one retry in hundredths. Each call earns as many hundredths as the budget has percent.
+/// The cost of one retry, in hundredths of a retry. Each first attempt earns `percent` hundredths.
 const RETRY_COST: u32 = 100;
 
 impl Budget {

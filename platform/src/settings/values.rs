@@ -44,18 +44,19 @@ fn bounded<T: PartialOrd + Display + Copy>(number: T, max: T) -> Result<T, Strin
     if number <= max { Ok(number) } else { Err(format!("must be at most {max}")) }
 }
 
-/// Parses a number of requests per second or minute. A limiter counts nanoseconds per request, of which a rate above a
-/// billion has none.
+/// Parses a number of requests per second or minute. A limiter stores the time per request in whole nanoseconds. This
+/// time would be zero for a rate above a billion requests per second.
 pub fn rate(text: &str) -> Result<u32, String> {
     bounded(count(text)?, 1_000_000)
 }
 
-/// Parses a number of days. Up to a century before now, every time can be represented.
+/// Parses a number of days. The maximum is a century, because subtracting many more days from the current time would
+/// overflow.
 pub fn days(text: &str) -> Result<u32, String> {
     bounded(count(text)?, 36_500)
 }
 
-/// Maximum size of a pool, for which memory is reserved.
+/// Maximum number of connections of a pool. At its creation, the pool reserves memory for its configured maximum.
 const MAX_POOL_SIZE: NonZeroU32 = NonZeroU32::new(10_000).unwrap();
 
 pub fn pool_size(text: &str) -> Result<NonZeroU32, String> {

@@ -75,9 +75,9 @@ pub fn init(process: &Process, logs: &Logs, opentelemetry: &OpenTelemetry) -> Re
     let records = Records::start(&resource, opentelemetry)?;
     let (sinks, guards) = logs::open(logs, records.clone())?;
 
-    // The log layer is added first, because the type of the handle that changes its filter contains the type of the
-    // subscriber below the layer. A combined filter has a level hint only if both of its parts have one. Without a hint,
-    // the filter would be evaluated for every `trace!`.
+    // The log layer is added first. The type of the handle that changes its filter contains the type of the subscriber
+    // below the layer, which must be the plain `Registry`. A combined filter has a level hint only if both of its parts
+    // have one. Without a hint, the filter would be evaluated for every `trace!`.
     let events = dynamic_filter_fn(|metadata, _| may_be_logged(metadata))
         .with_callsite_filter(callsite_interest)
         .with_max_level_hint(LevelFilter::TRACE);
@@ -86,8 +86,8 @@ pub fn init(process: &Process, logs: &Logs, opentelemetry: &OpenTelemetry) -> Re
         filter_fn(|metadata| logs::is_audit(metadata.target())).with_max_level_hint(LevelFilter::INFO);
     let lines = Lines::new(&service, sinks, records.clone()).with_filter(events.and(configured.or(audit)));
     let spans_layer = spans.as_ref().map(|provider| {
-        // Each of these options costs time in every span, and adds no information that is missing in the span's name
-        // and attributes.
+        // Each of these options, if enabled, costs time in every span. The span's name and attributes already contain
+        // the useful information.
         tracing_opentelemetry::layer()
             .with_tracer(provider.tracer(BuildInfo::current().name))
             .with_location(false)
@@ -117,16 +117,16 @@ fn may_be_logged(metadata: &Metadata<'_>) -> bool {
     metadata.is_event() && (*metadata.level() <= Level::DEBUG || is_ours)
 }
 
-/// Returns no interest in what may not be logged, and `sometimes` for the rest, even for events that are always
-/// enabled. `always` is not used because of a bug in tracing-subscriber 0.3.23. After each statement, sqlx checks
-/// through the `log` crate whether an event would be logged. The thread stores the result of such a check. The next
-/// event with interest `always` would use that result instead of its own, and be lost.
+/// Returns `never` for metadata that no filter can enable, and `sometimes` for the rest, even for events that are
+/// always enabled. `always` is not used because of a bug in tracing-subscriber 0.3.23. After each statement, sqlx
+/// checks through the `log` crate whether an event would be logged. The thread stores the result of such a check. The
+/// next event with interest `always` would use that result instead of its own, and be lost.
 fn callsite_interest(metadata: &Metadata<'_>) -> Interest {
     if may_be_logged(metadata) { Interest::sometimes() } else { Interest::never() }
 }
 
-/// Returns whether metadata becomes a span or a span event. Spans from the level `info` do, and events from the level
-/// `warn`, except those of the exporters.
+/// Returns whether metadata becomes a span or a span event. Spans need at least the level `info`, and events at least
+/// `warn`. The exporters' own spans and events are excluded.
 fn is_traced(metadata: &Metadata<'_>) -> bool {
     let level = if metadata.is_span() { Level::INFO } else { Level::WARN };
     *metadata.level() <= level && !otlp::is_export_target(metadata.target())
@@ -138,7 +138,7 @@ impl Telemetry {
         self.filter.clone()
     }
 
-    /// Exports the remaining spans and log records, and writes the remaining log lines, within about `deadline`. Later
+    /// Exports the remaining spans and log records, and writes the remaining log lines, until about `deadline`. Later
     /// lines are lost, so callers must call this function last.
     ///
     /// Both exports get the whole time, except the time that the threads need to write log lines. Spans and records
@@ -147,7 +147,8 @@ impl Telemetry {
         /// Maximum time for the threads that write log lines.
         const WRITE_TIMEOUT: Duration = Duration::from_millis(1_200);
         let Self { spans, records, lines, .. } = self;
-        // Exporting and writing block, while the gRPC clients need the runtime's own threads.
+        // Exporting and writing block their thread, so they run outside of the runtime's own threads, which the gRPC
+        // clients need.
         let flushed = task::spawn_blocking(move || {
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = left.saturating_sub(WRITE_TIMEOUT).max(left / 2);

@@ -98,7 +98,8 @@ impl Workers {
         Self::default()
     }
 
-    /// Starts a worker, which runs `unit` immediately, and then `interval` after each unit that left no more work.
+    /// Starts a worker, which runs `unit` immediately. After each unit that left no more work, the worker waits for
+    /// `interval`.
     ///
     /// The name is the worker's label in `worker_last_success_timestamp_seconds`.
     pub fn spawn<F, W, E>(&self, name: &'static str, interval: Duration, unit: F)
@@ -248,7 +249,7 @@ where
 }
 
 fn report_panic(worker: &'static str, ended: &JoinError) {
-    // The panic hook logs and counts the panic itself.
+    // The panic hook has already logged and counted the panic. This line adds the worker's name.
     tracing::error!(worker, panicked = ended.is_panic(), "worker terminated within a unit of work");
 }
 

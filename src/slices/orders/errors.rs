@@ -22,7 +22,7 @@ pub enum OrderError {
     /// The order is cancelled already.
     #[error("the order is cancelled already")]
     AlreadyCancelled,
-    /// The order is paid, also if it was refunded later.
+    /// The order was paid. The payment may have been refunded since then.
     #[error("the order is paid")]
     AlreadyPaid,
 }

@@ -71,7 +71,7 @@ pub struct Order {
     /// The sum of the items' amounts, in minor units.
     #[schema(example = 2580)]
     pub total_amount: i64,
-    /// Lines in the order of the request.
+    /// Lines in the same sequence as in the request.
     pub items: Vec<OrderItem>,
     /// Time of placement.
     #[serde(serialize_with = "timestamp::serialize")]

@@ -79,7 +79,7 @@ struct OrderFilter {
 }
 
 /// List orders
-/// Returns a customer's own orders; for support and admins, the orders of all customers, which is audited.
+/// Customers get their own orders. Support and admins get the orders of all customers, and these reads are audited.
 #[utoipa::path(
     get, path = "/v1/orders", tag = "orders", params(OrderFilter), security(("session" = ["customer", "support", "admin"])),
     responses((status = 200, description = "A page of orders, newest first", body = Page<Order>))

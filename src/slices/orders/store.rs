@@ -26,9 +26,9 @@ pub(super) struct PlacedOrder {
 /// on the request. The statement is also a transaction, which no cancelled request can leave open. Two details of the
 /// statement guide the planner:
 ///
-/// - `offset 0` makes the lookup of products an index lookup for each line. Without it, the planner would scan all
-///   products, because it does not know the length of the array.
-/// - `materialized` makes each step run once, in this order.
+/// - `offset 0` makes the lookup of products an index lookup for each line. Without `offset 0`, the planner would scan
+///   all products, because the planner does not know the length of the array.
+/// - `materialized` makes each step run once, in this sequence.
 pub(super) async fn place(
     database: &Database,
     claim: &Claim,
@@ -116,8 +116,8 @@ pub(super) async fn place(
     }))
 }
 
-/// Returns the products of the basket that can be ordered now, each with its currency. Handlers run this query only
-/// after the order was not placed, to find the reason.
+/// Returns the products of the basket that can be ordered now, each with its currency. Handlers run this query only if
+/// the order was not placed, to find the reason.
 pub(super) async fn orderable(
     database: &Database,
     basket: &Basket,
@@ -165,7 +165,7 @@ fn status(text: &str) -> Result<OrderStatus, sqlx::Error> {
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown order status {text:?}").into()))
 }
 
-/// Selects orders. `$rest` is the part of the statement after the column list: the condition, the sort order and the
+/// Selects orders. `$rest` is the part of the statement after the `from` clause: the condition, the sort order and the
 /// limit.
 macro_rules! select_orders {
     ($rest:tt, $($argument:expr),+ $(,)?) => {

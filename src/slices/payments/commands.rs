@@ -63,7 +63,7 @@ pub fn command() -> Command {
         )
 }
 
-/// Parses a time in the past, or a duration that ends now, and returns its beginning.
+/// Parses a time in the past, or a duration that ends now. Returns the time, or the beginning of the duration.
 fn parse_since(text: &str) -> Result<DateTime<Utc>, String> {
     let now = Utc::now();
     let duration = |text: &str| {

@@ -6,8 +6,9 @@
 //! Each discrepancy has an alert of its own. The alert is stored with the discrepancy, and resent until a receiver
 //! accepts it. An alert only in memory would be lost in a crash after the commit, or while the receiver is down.
 //!
-//! A discrepancy is open, and counted in `payment_discrepancies_open`, until an operator closes it with a reason. An
-//! unknown outcome is the exception: `payments_parked` counts it, and the settlement of the record closes it.
+//! A discrepancy is open, and counted in `payment_discrepancies_open`, until an operator closes it with a reason. A
+//! discrepancy because of an unknown outcome is the exception: `payments_parked` counts its record instead, and the
+//! settlement of the record closes the discrepancy.
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -34,7 +35,8 @@ pub(super) const UNKNOWN_REFERENCE: &str = "unknown reference";
 /// Discrepancy of a second charge with the reference of a payment that already has a charge.
 pub(super) const SECOND_CHARGE: &str = "second charge";
 
-/// Discrepancy of a second refund of the gateway with the reference of a refund that already has one.
+/// Discrepancy of a second refund at the gateway with the reference of a stored refund. Another refund at the gateway
+/// has settled the stored refund.
 pub(super) const SECOND_REFUND: &str = "second refund";
 
 /// Maximum length of a text of the gateway that is stored, in characters.
@@ -94,8 +96,8 @@ fn printable(text: &str) -> String {
     printable
 }
 
-/// Records a discrepancy with its audit event, within a transaction. Returns the event to mirror after the commit, or
-/// `None` if the discrepancy was recorded before.
+/// Records a discrepancy with its audit event, within a transaction. Returns the event that the caller must log after
+/// the commit, or `None` if the discrepancy was recorded before.
 pub(super) async fn record(
     connection: &mut PgConnection,
     discrepancy: &Discrepancy<'_>,
@@ -177,8 +179,8 @@ impl Payments {
         self.record_discrepancy(&discrepancy).await.map(drop)
     }
 
-    /// Sends all due alerts that no receiver has accepted yet. A separate task sends them, because a receiver that is
-    /// down must not delay a payment.
+    /// Sends a batch of due alerts that no receiver has accepted yet. A separate task sends them, because a receiver
+    /// that is down must not delay a payment.
     pub(super) fn alert_discrepancies(&self) {
         if self.0.alerts.has_receivers() {
             let payments = self.clone();

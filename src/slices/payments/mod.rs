@@ -10,7 +10,7 @@
 //! - The client's request, recovery, reconciliation, webhooks and operators all settle through one module,
 //!   [`settlement`]. Its update has the condition that the payment is `processing`, so one of them settles the payment,
 //!   and the others read the result.
-//! - Transactions lock rows in one sequence, so that no deadlock is possible: the order, the payment, the refund.
+//! - All transactions lock the rows in the same sequence (order, payment, refund), so that no deadlock is possible.
 pub mod commands;
 mod discrepancies;
 mod errors;
@@ -72,7 +72,7 @@ struct Inner {
     lease: std::time::Duration,
     recovery_interval: std::time::Duration,
     reconciliation_interval: std::time::Duration,
-    /// Maximum time after its creation for which the request of a payment or refund may still be sending it.
+    /// Maximum time from the creation of a payment or refund to the end of its request's calls to the gateway.
     max_send_time: std::time::Duration,
     park_after: std::time::Duration,
 }

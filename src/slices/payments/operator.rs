@@ -1,10 +1,10 @@
-//! The command `payments end`: an operator marks a payment or refund whose outcome stays unknown as failed, because it
-//! moved no money.
+//! The command `payments end`: an operator marks a payment or refund of unknown outcome as failed, because no money was
+//! moved.
 //!
-//! The service never guesses an outcome. An operator needs the gateway's own statement, and gives a reason that is
-//! recorded in the audit log. A failed payment's order can be paid again, and the amount of a failed refund can be
-//! refunded again. If the gateway reports moved money afterwards, the status stays, and the contradiction is recorded
-//! as a discrepancy.
+//! The service never guesses an outcome. The operator needs the gateway's own confirmation that no money was moved, and
+//! gives a reason, which the audit log records. A failed payment's order can be paid again, and the amount of a failed
+//! refund can be refunded again. If the gateway reports moved money afterwards, the status stays, and the contradiction
+//! is recorded as a discrepancy.
 use platform::database::Database;
 use uuid::Uuid;
 

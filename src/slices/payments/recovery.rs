@@ -48,13 +48,13 @@ enum PollResult {
     Settled,
     /// The outcome is still unknown.
     Unknown,
-    /// The gateway's response cannot settle the payment or refund, for example because of another amount. A discrepancy
-    /// is recorded, and an operator must decide.
+    /// The gateway's response cannot settle the payment or refund, for example because the amounts differ. A
+    /// discrepancy is recorded, and an operator must decide.
     NeedsReview,
 }
 
-/// Runs recovery once: polls for due payments and refunds, sends the alerts of discrepancies that no receiver has
-/// accepted, and updates the gauges.
+/// Runs recovery once: polls for due payments and refunds, sends the discrepancy alerts that no receiver has accepted
+/// yet, and updates the gauges.
 ///
 /// # Errors
 /// If a statement that leases or counts records fails. A failed poll is not an error, because a later run repeats it.
@@ -275,8 +275,8 @@ impl Payments {
         }
     }
 
-    /// Polls for a refund's outcome. If the gateway has no refund, the request is resent while the gateway keeps its
-    /// key. Unlike for a charge, an empty list never proves that nothing was refunded.
+    /// Polls for a refund's outcome. If the gateway has no refund, recovery resends the request as long as the gateway
+    /// keeps the idempotency key. Unlike for a charge, an empty list never proves that nothing was refunded.
     #[instrument(name = "recover refund", skip_all, fields(refund_id = %refund.id))]
     async fn poll_refund(&self, refund: &OpenRefund) -> Result<PollResult, PaymentError> {
         traces::link(&Span::current(), refund.trace_parent.as_deref());

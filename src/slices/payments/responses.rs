@@ -1,5 +1,5 @@
-//! The responses for payments and refunds. The status is 202 while the outcome is unknown, and 201 after the
-//! settlement, also if nothing was charged or refunded. The response of a settled payment or refund is stored for
+//! The responses for payments and refunds. The HTTP status is 202 while the outcome is unknown, and 201 after the
+//! settlement, even if nothing was charged or refunded. The response of a settled payment or refund is stored for
 //! replays.
 use axum::http::StatusCode;
 use platform::http::idempotency::StoredResponse;

@@ -20,7 +20,7 @@ const MIN_WEBHOOK_SECRET_BYTES: usize = 24;
 /// truncated key or a placeholder.
 const MIN_API_KEY_CHARACTERS: usize = 8;
 
-/// Time by which a lease at least exceeds the timeouts of a statement and of the gateway calls together.
+/// Minimum time by which a lease exceeds the sum of the statement timeout and the gateway timeout.
 const LEASE_MARGIN: Duration = Duration::from_millis(500);
 
 platform::groups! {
@@ -54,7 +54,8 @@ impl Settings {
         self.recovery_lease().max(self.max_send_time(statement_timeout))
     }
 
-    /// Returns the maximum time after its creation for which the request of a payment may still be sending it.
+    /// Returns the maximum time from the creation of a payment or refund to the end of its request's calls to the
+    /// gateway.
     pub fn max_send_time(&self, statement_timeout: Duration) -> Duration {
         statement_timeout + self.gateway_timeout + LEASE_MARGIN
     }
@@ -88,8 +89,8 @@ impl Settings {
     }
 }
 
-/// Parses one secret or, during a rotation, several. Each secret must have at least 24 bytes: with an empty secret, an
-/// attacker could sign an event that marks an order as paid.
+/// Parses one secret or, during a rotation, several. Each secret must have at least 24 bytes, because with an empty
+/// secret an attacker could sign an event that marks an order as paid.
 fn webhook_secrets(text: &str) -> Result<Vec<SecretString>, String> {
     let is_long_enough = |secret: &str| {
         let key = secret.strip_prefix("whsec_").and_then(|key| BASE64_STANDARD.decode(key).ok());

@@ -6,7 +6,7 @@
 //! # Conditions of a settlement
 //!
 //! The settling statement checks these conditions in its `where` clause, because a check before the statement could be
-//! outdated. If one does not hold, nothing changes.
+//! outdated. If a condition does not hold, nothing changes.
 //!
 //! - The record is `processing`. So one caller settles the record, and the others read the result. A different later
 //!   outcome is recorded as a discrepancy.
@@ -40,12 +40,12 @@ use super::{
     },
 };
 
-/// The result of a call that settles. After the commit, [`SettleResult::committed`] counts the settlement, mirrors the
+/// The result of a call that settles. After the commit, [`SettleResult::committed`] counts the settlement, logs the
 /// audit event, and sends the alert of a discrepancy.
 #[must_use = "call committed() after the commit"]
 pub(super) struct SettleResult<T> {
-    /// The payment or refund in its current state. Its status is still `processing` if a condition of the settlement
-    /// did not hold.
+    /// The payment or refund in its current state. Its status can still be `processing` if a condition of the
+    /// settlement did not hold.
     record: T,
     effect: SettleEffect,
 }
@@ -69,7 +69,7 @@ impl<T> SettleResult<T> {
         Self { record, effect: discrepancy.map_or(SettleEffect::Unchanged, SettleEffect::Discrepancy) }
     }
 
-    /// Mirrors the audit event, and sends the alert of a discrepancy. Returns the current state, and whether this call
+    /// Logs the audit event, and sends the alert of a discrepancy. Returns the current state, and whether this call
     /// settled the payment or refund.
     fn mirror(self, payments: &Payments) -> (T, bool) {
         match self.effect {
@@ -86,8 +86,8 @@ impl<T> SettleResult<T> {
         }
     }
 
-    /// Mirrors the audit event, and must be called after the commit. Commands call this function instead of
-    /// `committed`, because they export no metrics and send no alerts.
+    /// Logs the audit event, and must be called after the commit. Commands call this function instead of `committed`,
+    /// because they export no metrics and send no alerts.
     pub(super) fn committed_by_command(self) -> (T, bool) {
         let Self { record, effect } = self;
         let settled_now = matches!(effect, SettleEffect::Now(_));
@@ -99,7 +99,7 @@ impl<T> SettleResult<T> {
 }
 
 impl SettleResult<Payment> {
-    /// Counts and mirrors the settlement, and must be called after the commit. Returns the payment's current state.
+    /// Counts and logs the settlement, and must be called after the commit. Returns the payment's current state.
     pub(super) fn committed(self, payments: &Payments) -> Payment {
         let (payment, settled_now) = self.mirror(payments);
         if settled_now {
@@ -113,7 +113,7 @@ impl SettleResult<Payment> {
 }
 
 impl SettleResult<Refund> {
-    /// Mirrors the settlement, and must be called after the commit. Returns the refund's current state.
+    /// Logs the settlement, and must be called after the commit. Returns the refund's current state.
     pub(super) fn committed(self, payments: &Payments) -> Refund {
         self.mirror(payments).0
     }
@@ -178,13 +178,13 @@ async fn not_settled(
     Ok(SettleResult::unchanged(found.payment, recorded))
 }
 
-/// The relation of a settlement that changed nothing to the payment's state.
+/// The relation between the payment's state and a settlement that changed nothing.
 #[derive(Debug, PartialEq, Eq)]
 enum Comparison<'a> {
     /// The payment has this outcome, or the settlement does not prove an outcome.
     Agrees,
-    /// The payment has no outcome, so a condition of the settlement did not hold. If the settlement has a charge, it may
-    /// be the charge of another payment.
+    /// The payment has no outcome, so a condition of the settlement did not hold. If the settlement has a charge, this
+    /// charge may have settled another payment.
     IsOpen { charge_id: Option<&'a str> },
     /// The payment has another outcome.
     Differs { what: &'static str, gateway_says: &'a str },
@@ -244,8 +244,8 @@ pub(super) async fn settle_refund(
     Ok(SettleResult::now(refund, PendingEvent::of(event)))
 }
 
-/// Mirrors [`not_settled`] for refunds. A second refund of the gateway for a settled refund is a discrepancy, whatever
-/// its status.
+/// Mirrors [`not_settled`] for refunds. A second refund at the gateway for a settled refund is a discrepancy, whatever
+/// status the second refund has.
 async fn refund_not_settled(
     connection: &mut PgConnection,
     open: &OpenRefund,
@@ -262,7 +262,8 @@ async fn refund_not_settled(
     Ok(SettleResult::unchanged(refund, recorded))
 }
 
-/// Returns the discrepancy between a settlement that changed nothing and the refund, and the gateway's value.
+/// Returns the kind of the discrepancy between the refund and a settlement that changed nothing, and the gateway's
+/// value.
 fn refund_difference<'a>(
     settlement: &'a RefundSettlement,
     status: RefundStatus,
@@ -281,8 +282,8 @@ fn refund_difference<'a>(
 }
 
 impl Payments {
-    /// Settles a payment in a separate transaction. Returns the payment's current state, which is still `processing` if
-    /// a condition of the settlement did not hold.
+    /// Settles a payment in a separate transaction. Returns the payment's current state, which can still be
+    /// `processing` if a condition of the settlement did not hold.
     pub(super) async fn settle(
         &self,
         payment_id: Uuid,
@@ -297,8 +298,8 @@ impl Payments {
         Ok(settled.committed(self))
     }
 
-    /// Settles a refund in a separate transaction. Returns the refund's current state, which is still `processing` if a
-    /// condition of the settlement did not hold.
+    /// Settles a refund in a separate transaction. Returns the refund's current state, which can still be `processing`
+    /// if a condition of the settlement did not hold.
     pub(super) async fn settle_refund(
         &self,
         open: &OpenRefund,

@@ -59,7 +59,7 @@ impl Event<'_> {
     }
 }
 
-/// The effect of an event, which is counted and mirrored after the commit.
+/// The effect of an event. The effect is counted and logged after the commit.
 enum Effect {
     Nothing,
     Payment(SettleResult<Payment>),
@@ -96,7 +96,7 @@ impl Payments {
     }
 
     /// Returns the event's id if the signature is valid: at most five minutes old, and made with one of the configured
-    /// secrets. Signatures are compared in constant time, and one of several must match.
+    /// secrets. Signatures are compared in constant time. If the header has several signatures, one of them must match.
     fn verify<'a>(&self, headers: &'a HeaderMap, body: &[u8]) -> Result<&'a str, PaymentError> {
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let id = header(HEADER_WEBHOOK_ID)

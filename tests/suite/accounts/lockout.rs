@@ -162,8 +162,8 @@ async fn concurrent_attempts_cannot_exceed_the_lockout_limit() {
 
 #[tokio::test]
 async fn an_attempt_is_counted_before_its_password_is_verified() {
-    // A hash takes seconds with these parameters. An attempt must be counted before, because a client could otherwise
-    // disconnect during the hash and so avoid the lockout.
+    // A hash takes seconds with these parameters. The service must count an attempt before the hash. Otherwise a client
+    // could disconnect during the hash and avoid the lockout.
     let service = builder()
         .setting("ARGON2_MEMORY_KIB", "32768")
         .setting("ARGON2_ITERATIONS", "64")

@@ -42,7 +42,7 @@ async fn an_operation_that_cannot_be_audited_fails() {
         let rejected = request.await;
         assert_eq!(rejected.status, 500, "{operation}: {rejected}");
     }
-    // A rejection grants nothing, so it does not depend on its audit event.
+    // A rejection grants nothing, so the service sends the rejection even if the audit event cannot be recorded.
     let _rejected = support.creates().await.is_problem(403, "forbidden");
     assert!(service.metric("audit_write_failures_total").await >= 4);
 

@@ -57,7 +57,7 @@ async fn the_steps_of_the_restore_runbook_give_a_verified_log() {
     log += &log_lines(&service);
     service.database().restore().await;
     let heads = scratch.write("heads.jsonl", &log);
-    // This key expires in the period whose changes are lost, so the command must extend it.
+    // The idempotency key expires in the period whose changes are lost, so `after-restore` must extend the key.
     service
         .database()
         .execute(

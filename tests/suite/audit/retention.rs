@@ -94,7 +94,7 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
         assert!(whole && output.contains("verified up to seal"), "{output}");
     }
 
-    // Without the audit event of the exports, verification reports the exported events as missing.
+    // Without the audit events of the exports, verification reports the exported events as missing.
     tamper(&service, "delete from audit_events where action = 'export'").await;
     let found = verify(&service, &["--exported", &february, &march]).await;
     assert_eq!(found.code(), Some(1));
@@ -229,7 +229,7 @@ async fn audited_writes_continue_while_an_export_waits() {
 async fn a_drop_gives_way_to_a_reader() {
     let service = sealing_service().await;
     insert_old_events(&service, "2021-02", 1).await;
-    // This reader has begun after the command has waited for all others.
+    // This reader simulates a transaction that begins after `audit export` has waited for all older transactions.
     let reads = open_reader(&service).await;
     let mut owner = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
     let drop = "select drop_exported_audit_partition('audit_events_2021_02', now(), 1, '1', 1, '{}')";

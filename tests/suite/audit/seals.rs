@@ -111,7 +111,7 @@ async fn the_horizon_is_taken_before_the_events_are_read() {
     wait_until_everything_is_sealed(&service).await;
     let late = service.database().hold(INSERT_LATE_EVENT).await;
     // The sealer needs this lock to determine its horizon, the position before which every transaction has ended. If
-    // the sealer had read the events before, it would miss those that are committed while it waits.
+    // the sealer read the events before the horizon, it would miss the events that are committed while it waits.
     let mut locker = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
     locker.execute("begin; lock table audit_epochs in access exclusive mode").await.unwrap();
     assert_eq!(service.database().try_as_service(INSERT_LATE_EVENT).await, Ok(()));
@@ -135,7 +135,7 @@ async fn the_horizon_is_taken_before_the_events_are_read() {
 
 #[tokio::test]
 async fn the_head_is_logged_with_all_other_targets_off() {
-    // The harness waits for the log line "the service is up".
+    // The harness waits for the log line "the service is up", so the filter keeps the target of this line.
     let filter = "off,app::service=info";
     let service =
         builder().setting("RUST_LOG", filter).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
@@ -364,7 +364,7 @@ async fn the_service_cannot_move_the_end_of_the_chain_by_a_trigger() {
         create trigger moves_the_end after insert on seals for each row execute function continue_audit_chain();
         insert into seals (number, previous_hash, hash) select number + 1, hash, sha256(hash) from audit_seal_head";
     assert_eq!(service.database().try_as_service(attempt).await, Err("42501".to_owned()));
-    // A table of the same name in the first schema of the search path must not receive events.
+    // A temporary table `audit_events` in the first schema of the search path must not receive events.
     let event = INSERT_LATE_EVENT.replace("'late'", "'caught'");
     let attempt = format!(
         "create temporary table audit_events (like public.audit_events including defaults);

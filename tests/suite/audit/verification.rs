@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::seals::{cause_three_events, sealing_service, verify, wait_until_everything_is_sealed};
 use crate::builder;
 
-/// A directory for the files of a test. Dropping the value deletes it.
+/// A directory for the files of a test. Dropping the value deletes the directory.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
@@ -39,7 +39,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Runs statements of the owner while the triggers of the events and seals are disabled.
+/// Runs statements as the owner of the database, while the triggers of `audit_events` and `audit_seals` are disabled.
 pub async fn tamper(service: &Service, statements: &str) {
     service
         .database()
@@ -60,7 +60,7 @@ pub async fn unseal(service: &Service, statements: &str) {
     tamper(service, &format!("{statements}; {forget}")).await;
 }
 
-/// Returns the log lines of the current process, in the form of a log store.
+/// Returns the log lines of the current process: one JSON object in each line, like the export of a log store.
 pub fn log_lines(service: &Service) -> String {
     service.logs().iter().map(Value::to_string).collect::<Vec<_>>().join("\n") + "\n"
 }
@@ -72,7 +72,7 @@ async fn sealed_service() -> Service {
         cause_three_events(&service).await;
         wait_until_everything_is_sealed(&service).await;
     }
-    // The service logs a head after the commit, so the log may briefly lack the last one.
+    // The service logs a head after the commit, so the log may briefly lack the last head.
     let head = service.database().number("select number from audit_seal_head").await;
     service.logs_that("the last head is logged", |line| line["seal_number"] == head).await;
     service.terminate().await;
@@ -338,7 +338,7 @@ async fn a_forged_export_record_does_not_excuse_missing_events() {
     let mut service = sealed_service().await;
     let scratch = Scratch::new();
     let heads = scratch.write("heads.jsonl", &log_lines(&service));
-    // The service's role can insert an event that resembles one of `audit export`.
+    // The service's role can insert an event that resembles the event of `audit export`.
     let forged = "00".repeat(32);
     let forged_event = format!(
         "select record_audit_event(jsonb_build_object(

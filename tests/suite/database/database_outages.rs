@@ -138,13 +138,13 @@ async fn the_statement_timeout_follows_the_setting() {
     let _listed = request.response().await.is(200);
 }
 
-/// Returns the first URL with the host and the port of the second added.
+/// Returns the first URL, extended by the host and the port of the second URL.
 fn with_both_hosts(first: &Url, second: &Url) -> String {
     let host = |url: &Url| format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
     first.as_str().replacen(&host(first), &format!("{},{}", host(first), host(second)), 1)
 }
 
-/// Repeats a change until it succeeds. Every response before must be a 503 with a `Retry-After`.
+/// Repeats a change until it succeeds. Every earlier response must be a 503 with a `Retry-After`.
 async fn succeeds_after_503s_only(request: impl Fn() -> Request) -> HttpResponse {
     within(Duration::from_mins(1), "the change succeeds", async || {
         let response = request().await;
@@ -254,7 +254,7 @@ async fn cancelled_statements_do_not_keep_connections() {
     for request in requests {
         let _request = request.give_up().await;
     }
-    // Every connection of the pool still waits for the lock.
+    // The cancelled statements still wait for the lock on the server, so none of their four connections can be reused.
     let started = Instant::now();
     let _served = customer.get("/v1/me").await.is(200);
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
@@ -315,7 +315,8 @@ async fn a_database_with_read_only_sessions_is_not_used() {
         let rejected = customer.creates().await.is_problem(503, "unavailable");
         assert!(rejected.header("retry-after").is_some(), "{rejected}");
     }
-    // New sessions are read-only by default now, including those of this test.
+    // New sessions are read-only by default now. The session of this test is older than the change, so the test can
+    // still write.
     set("off").await;
     let _created = succeeds_after_503s_only(|| customer.creates()).await;
     wait_until_ready(&service).await;

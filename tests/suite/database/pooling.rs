@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::{builder, service};
 
 /// Trigger function that records the state of the session that executes it. The function has no `set` clause, because
-/// `pg_settings` would report such a setting as one of the session.
+/// `pg_settings` would report the setting of this clause as a setting of the session.
 const RECORD_SESSION_STATE: &str = "
     create table session_state (kind text not null, name text not null);
     create function record_session_state() returns trigger
@@ -69,8 +69,8 @@ async fn sessions_have_no_state_but_prepared_statements() {
     assert_eq!(names_of_kind("client"), CLIENT_PARAMETERS.map(str::to_owned).into());
     let unexpected: Vec<_> = recorded.iter().filter(|row| row["kind"] != "client").collect();
     assert!(unexpected.is_empty(), "{unexpected:?}");
-    // A session-level advisory lock is held after its transaction, when the pooler assigns the session to another
-    // client.
+    // A session-level advisory lock outlives its transaction. The pooler could then assign the session, with the lock,
+    // to another client.
     let locks = "select count(*)
                  from pg_locks
                  join pg_stat_activity using (pid)
@@ -78,8 +78,8 @@ async fn sessions_have_no_state_but_prepared_statements() {
     assert_eq!(service.database().number(locks).await, 0);
 }
 
-/// Returns the path of `PgBouncer`, or `None` if the `PATH` has none or a version before 1.21, which does not support
-/// prepared statements in transaction mode.
+/// Returns the path of `PgBouncer`, or `None` if the `PATH` has no `PgBouncer` 1.21 or newer. Older versions do not
+/// support prepared statements in transaction mode.
 fn pgbouncer() -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let program =

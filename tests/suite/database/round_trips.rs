@@ -2,7 +2,7 @@
 //! request, and unlike time their number is the same on every machine.
 //!
 //! A statement is one round trip, and so are `begin` and `commit`. A connection that is dropped, and not released, is
-//! pinged before it returns to the pool, which is another one.
+//! pinged before it returns to the pool. The ping is another round trip.
 use dev::harness::{PASSWORD, Request, Service, eventually};
 use serde_json::json;
 

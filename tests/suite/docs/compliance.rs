@@ -28,8 +28,8 @@ pub(crate) fn file(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Returns the text of a document and of the parts that slices (the domain modules in `src/slices`) add to it: for
-/// example of `docs/compliance.md` and every `docs/compliance-*.md`, or of `.env.example` and every `.env.*.example`.
+/// Returns the text of a document and its parts. Slices (the domain modules in `src/slices`) add the parts. Examples
+/// are `docs/compliance.md` with every `docs/compliance-*.md`, and `.env.example` with every `.env.*.example`.
 pub(crate) fn with_parts(path: &str) -> String {
     let (stem, extension) = path.rsplit_once('.').unwrap();
     let (directory, stem) = stem.rsplit_once('/').unwrap_or((".", stem));
@@ -45,8 +45,8 @@ pub(crate) fn with_parts(path: &str) -> String {
     names.iter().map(|name| file(&format!("{directory}/{name}")) + "\n").collect()
 }
 
-/// Returns the rows of every table in `docs` with this header row. Tables with the same header row are one list, so a
-/// document of a slice can contain the slice's rows of several lists.
+/// Returns the rows of every table in `docs` with this header row. Tables with the same header row form one list, so
+/// the document of a slice can add rows to the list of another document.
 pub(crate) fn rows(heading: &str) -> Vec<String> {
     let mut found = Vec::new();
     documents(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs"), &mut found);

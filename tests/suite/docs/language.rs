@@ -6,7 +6,8 @@ use syn::visit::{self, Visit};
 
 use super::structure::{files, root};
 
-/// Words with which no doc comment starts. A type starts with a noun, a function with a verb: *Returns*, *Waits until*.
+/// Words with which no doc comment starts. The comment of a type starts with a noun, and the comment of a function with
+/// a verb: *Returns*, *Waits until*.
 const OPENINGS: [&str; 21] = [
     "What", "Who", "Whom", "Whose", "Whoever", "Whatever", "Whether", "When", "Where", "How", "Somebody",
     "Nobody", "It", "Its", "Of", "In", "By", "For", "So", "As", "Also",
@@ -125,7 +126,7 @@ fn messages_use_the_words_of_the_glossary() {
     {
         let mut texts = Texts::default();
         texts.visit_file(&syn::parse_file(&text).unwrap());
-        // A message has several words. A single one is a name, which clients and dashboards rely on.
+        // A message has several words. A text of one word is a name, which clients and dashboards rely on.
         for message in texts.0.iter().filter(|message| message.trim().contains(' ')) {
             let words = words(message);
             let banned = BANNED.iter().filter(|word| words.contains(&format!(" {word} ")));
@@ -156,9 +157,9 @@ impl Names {
         }
     }
 
-    /// Adds an async function that is named like a predicate and returns no `bool`: it waits or acts. Adds a function
-    /// whose documentation does not start with a verb, except for routes, whose documentation is a title in the API's
-    /// document.
+    /// Adds an async function that is named like a predicate and returns no `bool`, because such a function waits or
+    /// acts. Adds a function whose documentation does not start with a verb. Routes are exempt, because their
+    /// documentation is a title in the OpenAPI document.
     fn add_function(&mut self, function: &syn::Signature, attributes: &[syn::Attribute]) {
         let name = function.ident.to_string();
         let is_predicate = PREDICATE_PREFIXES.iter().any(|prefix| name.starts_with(prefix));

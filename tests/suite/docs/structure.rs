@@ -190,8 +190,8 @@ fn modules_have_no_cyclic_dependencies() {
     }
     for directory in [CRATES.as_slice(), &["dev/src"]].concat() {
         let mut graph = uses_of_siblings(directory);
-        // The crate `dev` calls the example through its `mod.rs`, and the example uses parts of `dev`. A project
-        // without the example replaces the directory.
+        // This cycle is allowed: the crate `dev` calls the example through `example/mod.rs`, and the example uses parts
+        // of `dev`. A project without the example replaces the directory `example`.
         for used in graph.values_mut() {
             used.retain(|module| module.join("::") != "example");
         }
@@ -241,7 +241,8 @@ fn handlers_contain_no_sql() {
 fn connections_are_acquired_by_hand_only_for_several_statements() {
     let acquires = |line: &str| line.contains(".acquire().await");
     let in_database = |path: &str| path.starts_with("platform/src/database/");
-    // An export sets up its connection, and a verification shares the functions of an export.
+    // An export sets a parameter of its connection. A verification calls functions of the export, which take a
+    // connection.
     assert_eq!(
         lines_with(acquires, |path| !in_database(path)),
         [
@@ -251,8 +252,8 @@ fn connections_are_acquired_by_hand_only_for_several_statements() {
     );
 }
 
-/// The edge of a slice is its routes and the conversion of its errors into problems. Workers and commands also use the
-/// other files, and they send no HTTP response.
+/// The edge of a slice is its routes and the conversion of its errors into problems. Workers and commands send no HTTP
+/// response, and also use the other files of the slice.
 #[test]
 fn only_the_edge_of_a_slice_names_problems() {
     let names_a_problem = |line: &str| line.contains("Problem");
@@ -295,7 +296,7 @@ pub fn declared_metrics() -> BTreeSet<String> {
 #[test]
 fn every_declared_metric_is_documented() {
     let rows = super::compliance::rows(HEADING);
-    // The document also lists the metrics of parts of the platform that not every project uses.
+    // `docs/metrics.md` has another table for the metrics of parts of the platform that not every project uses.
     let common = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
     let declared = declared_metrics();
     for name in &declared {

@@ -1,4 +1,4 @@
-//! Every rejection is a problem (RFC 9457) that explains the correction, and exposes no internals.
+//! Every rejection is a problem (RFC 9457) that explains how to correct the request, and exposes no internals.
 use std::collections::BTreeSet;
 
 use dev::harness::{HttpResponse, PATH, Request, Service, TABLE, User, body};

@@ -256,7 +256,7 @@ const JOB: &str = env!("CARGO_PKG_NAME");
 const DEMO: [(&str, &str); 2] =
     [("RUNBOOKS_URL", "http://localhost:8025/runbooks/"), ("DASHBOARDS_URL", "http://localhost:3000/d/")];
 
-/// Removes from a query the matchers of jobs that the script adds.
+/// Removes from a query the job matchers that `rules.sh` adds.
 fn without_jobs(query: &str) -> String {
     let own = format!("job=\"{JOB}\"");
     [own.as_str(), "job=\"postgres\""].iter().fold(query.to_owned(), |query, matcher| {
@@ -338,7 +338,7 @@ fn the_script_gives_every_rule_object_the_label_of_the_stack() {
     }
 }
 
-/// Runs a test of the rules of a cluster with promtool. Returns `None` if promtool is not installed.
+/// Runs a promtool test of the rules that `rules.sh` prints for a cluster. Returns `None` if promtool is not installed.
 fn promtool_passes(test: &Value) -> Option<Result<(), String>> {
     let promtool = tool("promtool")?;
     let directory = tempdir();
@@ -389,8 +389,8 @@ fn series_of_jobs(job: &str) -> Vec<Value> {
     series.collect()
 }
 
-/// Returns a test for promtool: after an hour of these series, no alert fires. The test ignores alerts that have the
-/// label `scope` of a slice, because the series contain no metrics of slices.
+/// Returns a test for promtool: after an hour of these series, no alert fires. The test ignores alerts whose label
+/// `scope` names a slice, because the series contain no metrics of slices.
 fn no_alert_test(series: &[Value]) -> Value {
     let mut rule_files: Vec<_> = run_script("rules.sh", &DEMO)
         .iter()
@@ -457,8 +457,8 @@ fn a_slow_migration_does_not_fail_the_rollout() {
 }
 
 /// Runs the script `check` with a stub of `kubectl`. Each line of `responses` has a word and a response. The stub
-/// prints the response of the first line whose word occurs in its arguments, and fails if there is none. Returns the
-/// exit status of the script and its output.
+/// prints the response of the first line whose word occurs in the stub's arguments, and fails if no line matches.
+/// Returns the exit status of the script and its output.
 fn check_cluster(responses: &str) -> (Option<i32>, String) {
     let directory = tempdir();
     let kubectl = directory.join("kubectl");

@@ -83,7 +83,8 @@ fn the_overlay_of_the_stack_routes_alerts_like_the_demo() {
     let path = repository().join("prometheus/alertmanager.yml");
     let demo = documents(&fs::read_to_string(path).unwrap()).remove(0);
 
-    // The comparison excludes the heartbeat and the inhibitions of the monitoring stack, because a cluster has its own.
+    // The comparison excludes the heartbeat and the inhibitions of the monitoring stack, because the monitoring stack
+    // of a cluster already has both.
     let routes: Vec<_> = demo["route"]["routes"]
         .as_array()
         .unwrap()

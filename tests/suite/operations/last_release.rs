@@ -1,4 +1,5 @@
-//! The release before: it and this one serve the same database at the same time, in both directions.
+//! The last release and this release serve the same database at the same time. The test replaces the replicas of the
+//! last release one after the other (a roll), and then rolls back.
 //!
 //! `.ci/checks/release --long` builds the last release, and passes its executable in `LAST_RELEASE`.
 use std::{
@@ -36,7 +37,7 @@ pub fn rows() -> u32 {
 /// Number of customers who send requests at the same time.
 const CUSTOMERS: usize = 3;
 
-/// Number of requests that are sent in each state of the replicas.
+/// Number of requests that must be served after each step of the test, such as the replacement of one replica.
 const REQUESTS: usize = 60;
 
 /// Maximum time for sealing the events of [`rows`].
@@ -76,7 +77,7 @@ impl Load {
         }
     }
 
-    /// Repeats a change. Its response must have the same bytes.
+    /// Repeats a change. The response must have the same bytes as the first response.
     async fn repeat(&self, request: &Request, response: &HttpResponse) {
         let again = request.clone().await;
         if again.is_replayed() && (again.status, &again.text) == (response.status, &response.text) {
@@ -94,7 +95,7 @@ impl Load {
         }
     }
 
-    /// Waits until [`REQUESTS`] more were served. Fails at the first request that was not.
+    /// Waits until [`REQUESTS`] more requests were served. Fails at the first request that fails.
     async fn goes_on(&self) {
         let enough = self.served.load(Ordering::Relaxed) + REQUESTS;
         eventually("more requests are served", async || {
@@ -105,7 +106,7 @@ impl Load {
     }
 }
 
-/// Runs an `audit` command of this executable. With many events it may take longer than commands of other tests.
+/// Runs an `audit` command of an executable. The command has no timeout, because with many events it takes long.
 async fn audit(executable: &Path, service: &Service, arguments: &[&str]) -> Output {
     let mut command = Command::new(executable);
     command.arg("audit").args(arguments).env_clear().envs(service.database().settings()).current_dir("/");
@@ -128,7 +129,7 @@ async fn export(executable: &Path, service: &Service, until: &str, file: &str) {
     .await;
 }
 
-/// Replaces one replica after the other by one of this executable.
+/// Replaces one replica after the other by a replica that runs `executable`.
 async fn roll(services: &mut [Service], executable: &Path, balancer: &Balancer, load: &Load) {
     for service in services {
         assert_eq!(service.terminate().await.code(), Some(0));
@@ -140,7 +141,7 @@ async fn roll(services: &mut [Service], executable: &Path, balancer: &Balancer, 
     load.repeat_all().await;
 }
 
-/// Applies the migrations of this release, as its `migrate` does. Returns the longest time of each lock.
+/// Applies the migrations of this release with its command `migrate`. Returns the result of [`longest_locks`].
 pub async fn migrate(database: &Database) -> HashMap<String, Duration> {
     let settings = database.settings();
     let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -148,8 +149,8 @@ pub async fn migrate(database: &Database) -> HashMap<String, Duration> {
     longest_locks(database, migrating).await
 }
 
-/// Waits for the end of sessions named `migrate`. Returns the longest time for which each lock that blocks writers of an
-/// existing table was held.
+/// Awaits `migrating`, and observes the locks of sessions named `migrate` in the meantime. Returns each lock that
+/// blocks writers of an existing table, with the longest time for which it was held.
 pub async fn longest_locks<T>(
     database: &Database,
     migrating: impl Future<Output = T>,

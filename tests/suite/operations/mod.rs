@@ -1,4 +1,4 @@
-//! Operations: health, readiness, metrics and their cost.
+//! Operations: health, readiness, metrics, and the cost of probes.
 pub(crate) mod alerts;
 pub(crate) mod last_release;
 pub(crate) mod outbound;

@@ -22,9 +22,9 @@ pub(crate) async fn inbox() -> Inbox {
     .unwrap()
 }
 
-/// Returns the names of the alerts that a real Alertmanager sends while these alerts fire, in order. Each alert is the
-/// name of a rule, with the labels that its expression adds to those of the rule. All rules of this name fire. An alert
-/// without a rule is one that the service itself sends.
+/// Returns the sorted names of the alerts that a real Alertmanager sends while the alerts `firing` fire. An entry of
+/// `firing` is the name of a rule, and the labels that the rule's expression adds. All rules of this name fire. A name
+/// without a rule is an alert that the service itself sends.
 pub(crate) async fn sent_while_firing(firing: &[(&str, &[(&str, &str)])]) -> Option<Vec<String>> {
     let program = tool("alertmanager")?;
     let inbox = inbox().await;
@@ -99,7 +99,7 @@ async fn a_restored_database_sends_one_alert() {
     let Some(sent) = sent_while_firing(&restored).await else { return };
     assert_eq!(sent, ["DatabaseRestored"]);
 
-    // Without a restore, the service alone detects a changed chain.
+    // Without `DatabaseRestored`, Alertmanager sends the service's own alert about a changed chain.
     assert_eq!(sent_while_firing(&restored[1..]).await.unwrap(), ["AuditLogTampered"]);
 }
 

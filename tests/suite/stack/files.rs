@@ -170,12 +170,13 @@ fn every_alert_has_severity_summary_and_runbook() {
     }
 }
 
-/// Alerts with the same labels are one alert for Alertmanager: one rule resolves what the other fires.
+/// Alertmanager treats alerts with the same labels as one alert, so one rule would resolve the alert of another rule.
 #[test]
 fn alerts_of_one_name_differ_in_their_labels() {
     let mut known = BTreeSet::new();
     for (name, rule) in alerts() {
-        // The labels of the job and of its series are the same for both.
+        // Two rules of one name can get the same labels from their series, so the labels of the rules themselves must
+        // differ.
         assert!(known.insert((name.clone(), rule.labels)), "two rules of {name} have the same labels");
     }
 }
@@ -283,8 +284,8 @@ fn every_counter_of_created_records_is_recorded_for_the_audit() {
     }
 }
 
-/// A window of days over the service's own series takes longer than the interval of its group: pages come late.
-/// `.ci/checks/rule-cost --long` measures it.
+/// A query of raw series over days takes longer than the evaluation interval of its rule group, so pages would be late.
+/// `.ci/checks/rule-cost --long` measures this time.
 #[test]
 fn windows_of_days_read_recorded_series() {
     let mut windows = 0;
@@ -433,7 +434,7 @@ fn panels() -> Vec<Value> {
 
 #[test]
 fn no_axis_mixes_seconds_with_numbers() {
-    // The query of a gauge in seconds. A rate of seconds is a number of busy threads, and no duration.
+    // A gauge in seconds is a duration. The rate of a counter in seconds is a number, for example of busy threads.
     let has_seconds = |target: &Value| {
         let query = target["expr"].as_str().unwrap();
         query.contains("_seconds{") && !query.contains("rate(") && !query.contains("changes(")
@@ -504,9 +505,9 @@ fn queries_of_dashboards_follow_the_variables() {
     }
 }
 
-/// The rules of Grafana's dashboard-linter that the tests above do not cover. Its module needs dependencies that this
-/// project does not ship, so its rules are repeated here. `grafana/dashboards/.lint` has the exceptions for the linter
-/// itself.
+/// The rules of Grafana's dashboard-linter that the tests above do not cover. The linter's module needs dependencies
+/// that this project does not ship, so this test repeats the rules. `grafana/dashboards/.lint` has the exceptions for
+/// the linter itself.
 #[test]
 fn dashboard_variables_follow_the_time_and_are_multi_value() {
     for (_, dashboard) in dashboards() {

@@ -18,7 +18,7 @@ use crate::service;
 const OPTIONAL_SERIES: [&str; 6] =
     ["ALERTS", "slo:latency_excluded_path:info", "alertmanager_", "loki_", "otelcol_", "pg_"];
 
-/// A query of Prometheus, and the document or dashboard that contains it.
+/// A query of Prometheus, and the document, dashboard or rule that contains the query.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Query {
     place: String,
@@ -64,7 +64,7 @@ fn runbook_queries() -> Vec<Query> {
     queries
 }
 
-/// Functions and aggregations that the queries of documents begin with.
+/// Texts with which the queries in documents begin.
 const QUERY_STARTS: [&str; 9] =
     ["count", "db_", "histogram_quantile(", "max", "min", "predict_linear(", "rate(", "sum", "time()"];
 

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::files::repository;
 
-/// Finds a program of the `PATH`. Without it the test is skipped, or fails if `REQUIRE_TOOLS` is set.
+/// Finds a program in the `PATH`. If the program is missing, the test is skipped, or fails if `REQUIRE_TOOLS` is set.
 pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file());
@@ -69,7 +69,8 @@ impl Drop for Directory {
 }
 
 impl Server {
-    /// Starts a Prometheus that scrapes a service every second and evaluates these rules, by file name.
+    /// Starts a Prometheus that scrapes a service every second and evaluates `rules`: pairs of a file name and the text
+    /// of the file.
     pub(crate) async fn prometheus(
         program: &Path,
         service: &Service,
@@ -186,7 +187,8 @@ impl Server {
     }
 }
 
-/// Returns a free address. These programs do not report their port, so the test selects it.
+/// Returns a free address. The test selects the address, because the configuration of Prometheus must contain the
+/// address before the start.
 fn free_address() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()

@@ -170,7 +170,7 @@ fn a_release_runs_after_the_tests_with_its_notes() {
     assert!(!notes("99.0.0").status.success(), "a version without notes is not released");
 }
 
-/// Returns the index of the first step that runs this script, or uses this action with this output.
+/// Returns the index of the first step whose script contains `script`, or whose input `outputs` contains `output`.
 fn step_index(job: &Job, script: &str, output: &str) -> usize {
     let is_wanted = |step: &Step| {
         step.run.as_ref().is_some_and(|run| !script.is_empty() && run.contains(script))

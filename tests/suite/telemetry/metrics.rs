@@ -79,7 +79,7 @@ async fn ten_thousand_paths_and_methods_make_no_series() {
     let text = |length: usize| -> String {
         rand::rng().sample_iter(Alphanumeric).take(length).map(char::from).collect()
     };
-    // One request of each kind, so that all shared series exist.
+    // One request of each kind creates the series that all requests of this kind share.
     let resources = format!("{PATH}/");
     let routes = [resources.as_str(), "/v1/users/", "/v1/audit-events/", "/problems/", "/docs/", "/"];
     for route in routes {
@@ -118,8 +118,8 @@ async fn ten_thousand_paths_and_methods_make_no_series() {
         counts.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).sum()
     };
     assert!(counted(&after) - counted(&before) >= REQUESTS, "all of them were counted");
-    // Series of `query_type` are ignored, because workers may add some. Their number is bounded by the constants of the
-    // code.
+    // Series with the label `query_type` are ignored, because workers may add such series. The code has a fixed number
+    // of query types.
     let names = |text: &str| -> BTreeSet<String> {
         let lines = text.lines().filter(|line| !line.starts_with('#') && !line.contains("query_type="));
         lines.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
@@ -138,7 +138,7 @@ async fn pool(service: &Service) -> [i64; 3] {
 
 #[tokio::test]
 async fn the_pools_gauges_are_correct_while_it_is_in_use() {
-    // Workers would use a connection occasionally, so they are idle.
+    // The workers are idle, because they would otherwise use a connection occasionally.
     let service = builder().with_idle_workers().start().await;
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
@@ -241,7 +241,7 @@ async fn prometheus_scrapes_the_page_and_its_exemplars() {
     drop(running);
 }
 
-/// Finds a program of the `PATH`. Without it the test is skipped, or fails if `REQUIRE_TOOLS` is set.
+/// Finds a program in the `PATH`. If the program is missing, the test is skipped, or fails if `REQUIRE_TOOLS` is set.
 fn tool(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found =

@@ -1,4 +1,4 @@
-//! Telemetry: log lines, traces, and their volume.
+//! Telemetry: log lines, the log level, metrics and traces, also during outages.
 mod logs;
 pub(crate) mod metrics;
 mod records;

@@ -20,7 +20,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_mins(2);
 /// Maximum growth of the memory in bytes. The queues are bounded, so they cannot hold more.
 const MAX_GROWTH_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Sends requests one after the other. Fails if one fails or is slow.
+/// Sends requests one after the other. Fails if a request fails or is slow.
 async fn assert_serves(service: &Service, requests: usize) {
     let customer = service.customer().await;
     for _ in 0..requests {
@@ -157,7 +157,8 @@ async fn span_export_continues_after_a_collector_outage() {
 
 #[tokio::test]
 async fn a_stopped_log_reader_delays_no_request() {
-    // At the level `trace` libraries log too, up to `debug`, so the pipe and the queue soon fill.
+    // With the filter `trace`, libraries log too, at most at the level `debug`. The pipe and the queue therefore fill
+    // soon.
     let service = builder().setting("RUST_LOG", "trace").start().await;
     service.stall_output();
     let before = service.memory();

@@ -1,4 +1,4 @@
-//! The audit log: one row per event, in the transaction of the calling function if it has one.
+//! The audit log: one row per event, in the transaction of the calling function, if any.
 use axum_tracing_opentelemetry::tracing_opentelemetry_instrumentation_sdk::find_current_trace_id;
 use chrono::Utc;
 use serde_json::Value;

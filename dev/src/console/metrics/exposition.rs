@@ -1,6 +1,7 @@
 //! Parser of samples in Prometheus' text format.
 //!
-//! The `prometheus-parse` crate ends the labels at the first `}`, which the label of a route may contain.
+//! The `prometheus-parse` crate is not used, because it ends the labels at the first `}`. The label of a route may
+//! contain this character.
 use super::Labels;
 
 /// The label that holds the name of the metric, as in Prometheus.

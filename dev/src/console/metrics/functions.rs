@@ -63,7 +63,8 @@ pub(super) fn quantile(level: f64, mut buckets: Vec<(f64, f64)>) -> f64 {
         return if level.is_nan() { f64::NAN } else { level.signum() * f64::INFINITY };
     }
     buckets.sort_by(|one, other| one.0.total_cmp(&other.0));
-    // Rates of buckets can be slightly out of order if the scrape ran between two updates of the histogram.
+    // A cumulative count can be slightly less than the count of the previous bucket if the scrape ran between two
+    // updates of the histogram.
     let mut largest = f64::NEG_INFINITY;
     for (_, cumulative) in &mut buckets {
         largest = largest.max(*cumulative);

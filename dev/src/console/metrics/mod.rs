@@ -36,7 +36,7 @@ pub struct Element {
 }
 
 impl Element {
-    /// Creates an element without a metric name, which is the result of every operation.
+    /// Creates an element without a metric name, because `PromQL` removes the name from every computed value.
     fn unnamed(mut labels: Labels, value: f64) -> Self {
         labels.remove(exposition::NAME);
         Self { labels, value }

@@ -33,7 +33,7 @@ impl Value {
     }
 }
 
-/// Applies `change` to every value. Removes the metric names, as every operation of `PromQL` does.
+/// Applies `change` to every value. Removes the metric names, as `PromQL` does for every computed value.
 pub(super) fn map(elements: Vec<Element>, change: impl Fn(f64) -> f64) -> Vec<Element> {
     let changed = |element: Element| Element::unnamed(element.labels, change(element.value));
     elements.into_iter().map(changed).collect()

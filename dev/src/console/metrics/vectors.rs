@@ -86,7 +86,7 @@ pub(super) fn binary(binary: &BinaryExpr, left: Value, right: Value) -> Result<V
     }
 }
 
-/// Effect of an operator on two values: an arithmetic result, or a filter that keeps the left value.
+/// Effect of an operator on two values: an arithmetic result, or a condition that keeps or drops an element.
 enum Operation {
     Arithmetic(fn(f64, f64) -> f64),
     Filter(fn(f64, f64) -> bool),

@@ -9,7 +9,7 @@ import * as now from "./now.js";
 import * as traces from "./traces.js";
 import * as waterfall from "./waterfall.js";
 
-/** The views: `open(element, address)` builds a view, `update(changed, point)` handles changes, `close()` ends it. */
+/** The views: `open(element, address, go)` builds a view, `update(changed, point)` handles changes, `close()` ends it. */
 const VIEWS = { now, traces, waterfall, logs, alerts, faults, audit };
 const ORDER = ["now", "traces", "logs", "alerts", "faults", "audit"];
 

@@ -179,8 +179,8 @@ impl Buyers {
     pub(super) fn are_probing(&mut self, test_bed: &TestBed) -> bool {
         while let Some(Ok((replica, recovery))) = self.probes.try_join_next() {
             match recovery {
-                // The time at a replica that was replaced meanwhile includes the start of its new process, so it is not
-                // counted.
+                // If the replica was restarted meanwhile, the measured time includes the start of the new process. So
+                // the time is not counted.
                 Some(recovery) if test_bed.replicas().contains(&replica) => self.recoveries.push(recovery),
                 Some(_) => {}
                 None => self.failed.push(replica.0),
@@ -273,8 +273,8 @@ impl Shop {
         Some((key, order))
     }
 
-    /// Pays an order, and retries until the outcome is known. Returns `None` if [`Self::insist`] does, for example for
-    /// an order that is unknown to the service.
+    /// Pays an order, and retries until the outcome is known. Returns `None` if [`Self::insist`] returns `None`, for
+    /// example for an order that is unknown to the service.
     async fn pay(&self, order: Uuid, key: &str) -> Option<Uuid> {
         let (path, card) = (format!("v1/orders/{order}/payments"), json!({ "payment_method": "pm_card_ok" }));
         let mut acknowledged = false;

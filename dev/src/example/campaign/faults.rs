@@ -9,7 +9,7 @@ use crate::{
     postgres::Failover,
 };
 
-/// The code points at which a replica can crash. `platform::resilience::crash` implements the crash.
+/// The points in the code at which a replica can crash. `platform::resilience::crash` implements the crash.
 pub const CRASH_POINTS: [&str; 16] = [
     "payment.beginning",
     "payment.begun",
@@ -79,7 +79,7 @@ pub enum Fault {
     Lock(Lock, Duration),
     /// An export of the audit log while another transaction reads it.
     ExportDuringRead,
-    /// A replica that continues with a secret that the gateway does not accept.
+    /// A replica that is restarted with a secret that the gateway does not accept.
     Rotation { replica: usize, secret: Secret },
     /// Signed events of the gateway that are unusable, or contradict a settled payment.
     OddEvents,
@@ -192,8 +192,8 @@ impl fmt::Display for ScheduledFault {
     }
 }
 
-/// Draws the faults of one round, in chronological order: a kill or crash, a gateway fault, a fault that affects
-/// clients, locks or secrets, and often a network or database fault.
+/// Draws the faults of one round: a kill or crash, a gateway fault, a fault of clients, locks or secrets, and often a
+/// network or database fault. Returns the faults in chronological order.
 pub fn draw(rng: &mut impl Rng, replicas: usize, length: Duration) -> Vec<ScheduledFault> {
     let mut faults = vec![
         kill_or_crash(rng, replicas),
@@ -368,8 +368,8 @@ mod tests {
                 fault => fault.name(),
             })
             .collect();
-        // Kill, full disk, two database faults, three faults of three components, nineteen of the gateway, nine of
-        // clients, locks and secrets, and every crash point.
+        // A kill, a full disk, two database faults, three network faults for each of three components, nineteen gateway
+        // faults, nine faults of clients, locks and secrets, and one fault for each crash point.
         assert_eq!(drawn.len(), 1 + 1 + 2 + 9 + 19 + 9 + CRASH_POINTS.len(), "{drawn:#?}");
     }
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::{environment::database::CUSTOMER, http};
 
-/// Number of clients that send slowly at each replica, and of clients that never read.
+/// Number of clients of each kind at each replica: clients that send slowly, and clients that never read.
 const SLOW_CLIENTS: usize = 4;
 
 /// Pause between two pieces that a slow client sends.

@@ -2,9 +2,10 @@
 //! charged twice, and that none is lost except in a failover that may lose confirmed commits.
 //!
 //! A round has two parts. In the first part the campaign injects faults drawn from the seed, while customers order and
-//! pay and the refunder issues refunds. In the second part all faults end. Within a fixed time every outcome must then
-//! be known, and the reconciliation must find no difference. A campaign with failovers checks this only after every
-//! third round. The same seed draws the same faults in the same order, but their effect depends on timing.
+//! pay and the refunder issues refunds. In the second part all faults end. The outcome of every payment and refund
+//! must then become known within a fixed time. The reconciliation of the service's tables with the gateway's ledger
+//! must find no difference. A campaign with failovers checks the outcomes and the reconciliation only after every third
+//! round. The same seed draws the same faults in the same order, but their effect depends on timing.
 //!
 //! - [`faults`]: the possible faults, and their random selection
 //! - `failovers`: the results of changes of the primary
@@ -12,7 +13,7 @@
 //! - `fleet`: the replicas, which are restarted after an exit
 //! - `full_disk`: a directory whose log files cannot be written
 //! - `hostile_clients`: texts that cannot be stored, slow bodies and slow readers
-//! - `locks`: locks of other sessions, and an export of the audit log during a read
+//! - `locks`: locks of other database sessions, and an export of the audit log during a read
 //! - `odd_events`: events of the gateway that are unusable, or contradict a settled payment
 //! - `orphans`: charges and refunds whose rows are lost
 //! - `passwords`: password changes during logins
@@ -65,11 +66,12 @@ use crate::{
 /// Duration of the first part of a round, in which faults are injected.
 const FAULT_PERIOD: Duration = Duration::from_secs(8);
 
-/// Minimum duration of the first part in a round of failovers. The first part also lasts until every probe has ended.
+/// Minimum duration of the first part in a round of failovers. The first part continues until a write has succeeded at
+/// each replica or has timed out.
 const FAILOVER_FAULT_PERIOD: Duration = Duration::from_secs(4);
 
-/// Number of rounds of failovers after which every outcome must be known. So the primary also changes while outcomes of
-/// earlier rounds are unknown.
+/// Number of rounds of failovers between two checks that every outcome is known. Between the checks, the primary also
+/// changes while outcomes of earlier rounds are unknown.
 const FAILOVERS_PER_SETTLEMENT: u32 = 3;
 
 /// Interval of checks for faults that are due.
@@ -90,8 +92,8 @@ pub struct Settings {
     pub seed: u64,
     pub length: Length,
     pub replicas: usize,
-    /// Requests of the traffic per second. A campaign with failovers has buyers in place of the traffic, with their own
-    /// rate.
+    /// Requests of the traffic per second. Unused in a campaign with failovers, in which buyers with their own rate
+    /// replace the traffic.
     pub rate_per_second: f64,
     /// Replication mode of a campaign that changes the primary in every round. `None` for a database without a standby.
     pub failover: Option<ReplicationMode>,
@@ -227,9 +229,9 @@ async fn inject_faults(
     Ok(())
 }
 
-/// Waits until every replica is ready, and every payment and refund from before this call has an outcome. Returns the
-/// violations: everything missing at the deadline, and the findings of the concurrent faults, of the reconciliation and
-/// of the review of orphans.
+/// Waits until every replica is ready, and every payment and refund from before this call has an outcome. Returns a
+/// violation if the deadline passes first. Also returns the violations found by the concurrent faults, by the
+/// reconciliation and by the review of orphans.
 async fn settle(test_bed: &mut TestBed, progress: &dyn Fn(&str)) -> Result<Vec<String>, Error> {
     let faults_ended = DateTime::<Utc>::from(SystemTime::now());
     let deadline = Instant::now() + SETTLE_TIMEOUT;

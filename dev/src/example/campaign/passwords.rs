@@ -1,4 +1,5 @@
-//! Password changes during logins with the old password. Every session created with the old password must end.
+//! A fault of the campaign: password changes during logins with the old password. Every session created with the old
+//! password must end.
 use std::{net::SocketAddr, time::Duration};
 
 use reqwest::{Client, Method};

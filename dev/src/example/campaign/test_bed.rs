@@ -45,8 +45,8 @@ const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIGNhbXBhaWducyBvbmx5LCBuZXZlciBl
 const OTHER_API_KEY: &str = "sk_not_accepted_yet";
 const OTHER_WEBHOOK_SECRET: &str = "whsec_YW5vdGhlciBzZWNyZXQgdGhhdCBub2JvZHkgc2lnbnMgd2l0aA==";
 
-/// Deadline of a fault that runs concurrently with others. Components that another fault has stopped can delay the
-/// fault.
+/// Deadline of a fault that runs concurrently with others. Such a fault takes longer if it needs a component that
+/// another fault has stopped.
 const FAULT_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Deadline of a verification of the audit log. The log of a one-hour campaign takes far less.
@@ -57,7 +57,7 @@ pub(super) struct TestBed {
     executable: PathBuf,
     server: ReplicatedServer,
     owner_url: Url,
-    /// The URL of the service's role, which does not lead through a proxy with faults.
+    /// The database URL with the service's role. The URL does not lead through a proxy with faults.
     database_url: Url,
     gateway: Arc<Simulator>,
     fleet: Fleet,
@@ -100,8 +100,8 @@ impl TestBed {
         let replica_settings = vec![
             ("APP_ENV", "test".to_owned()),
             ("LOG_FORMAT", "json".to_owned()),
-            // Every verification of the audit log reads the logs of the whole campaign, so they contain little besides
-            // the heads.
+            // Every verification of the audit log reads all logs of the campaign. So the logs contain little except
+            // the heads of the audit chain.
             ("RUST_LOG", "warn,audit=info".to_owned()),
             ("DATABASE_URL", server.url_of_nodes(&prepared.url)),
             ("GATEWAY_URL", format!("http://{}", gateway_proxy.address())),
@@ -146,7 +146,7 @@ impl TestBed {
         Url::parse(&format!("http://{}/", self.api_proxy.address()))
     }
 
-    /// Returns the URL of the schema owner, which does not lead through a proxy with faults.
+    /// Returns the database URL with the role of the schema owner. The URL does not lead through a proxy with faults.
     pub(super) fn owner_url(&self) -> &Url {
         &self.owner_url
     }
@@ -276,8 +276,8 @@ impl TestBed {
         command.run(&self.server, self.fleet.settings()).await
     }
 
-    /// Ends all lasting faults. A lost node gets a new standby. If a failover may have lost commits, executes the steps
-    /// of the restore runbook: all replicas are killed, `after-restore` runs, and the replicas start again.
+    /// Ends all lasting faults. Starts a new standby after a failover. If a failover may have lost commits, executes
+    /// the steps of the restore runbook: all replicas are killed, `after-restore` runs, and the replicas start again.
     pub(super) async fn end_faults(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         self.server.rejoin(progress).await?;
         for component in [Component::Api, Component::Database, Component::Gateway] {

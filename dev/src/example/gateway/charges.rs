@@ -44,7 +44,8 @@ impl RefundRequest {
 pub struct Charge {
     /// `ch_` and a `UUIDv7`.
     pub id: String,
-    /// The reference from the request: the service's gateway key of the payment, which is also its idempotency key.
+    /// The reference from the request. The service sends the payment's `gateway_key` as the reference and as the
+    /// idempotency key.
     pub reference: Uuid,
     pub status: ChargeStatus,
     /// The reason of a decline.
@@ -83,7 +84,7 @@ pub enum DeclineCode {
     InsufficientFunds,
     CardExpired,
     FraudSuspected,
-    /// A code without a reason of its own in the service, which stores `declined_other`.
+    /// A code for which the service has no reason of its own. The service stores `declined_other`.
     DoNotHonor,
 }
 
@@ -92,7 +93,8 @@ pub enum DeclineCode {
 pub struct Refund {
     /// `re_` and a `UUIDv7`.
     pub id: String,
-    /// The reference from the request: the service's gateway key of the refund, which is also its idempotency key.
+    /// The reference from the request. The service sends the refund's `gateway_key` as the reference and as the
+    /// idempotency key.
     pub reference: Uuid,
     pub charge_id: String,
     pub status: RefundStatus,

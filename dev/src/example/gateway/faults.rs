@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{charges::DeclineCode, listing::PageFaults, malformed_responses::Malformation};
 
-/// The faults of the gateway, all off by default. Rates are fractions of the requests, from 0 to 1.
+/// The faults of the gateway, all off by default. Rates are fractions of the requests, from 0 to 1. The faults `list_…`
+/// affect only lists by time of creation, which clients request with the query parameter `created_after`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Faults {
@@ -32,16 +33,16 @@ pub struct Faults {
     pub spoil_rate: f64,
     /// The kind of malformed response.
     pub spoil: Malformation,
-    /// Fraction of the entries of a page of `created_after` that are missing in the response. Each request omits
+    /// Fraction of the entries of a page of a `created_after` list that are missing in the response. Each request omits
     /// different entries.
     pub list_omit_rate: f64,
-    /// Fraction of the pages of `created_after` that are empty, with the cursor of the complete page.
+    /// Fraction of the pages of a `created_after` list that are empty, with the cursor of the complete page.
     pub list_lost_page_rate: f64,
-    /// Fraction of the pages of `created_after` that begin with the last entry of the previous page.
+    /// Fraction of the pages of a `created_after` list that begin with the last entry of the previous page.
     pub list_repeat_rate: f64,
-    /// Fraction of the pages of `created_after` that are in the wrong order.
+    /// Fraction of the pages of a `created_after` list that are in the wrong order.
     pub list_reorder_rate: f64,
-    /// Time for which a new charge or refund is missing in `created_after`, in milliseconds.
+    /// Time for which a new charge or refund is missing in a `created_after` list, in milliseconds.
     pub list_delay_ms: u32,
     /// The delivery of webhooks.
     pub webhooks: Webhooks,

@@ -153,8 +153,8 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens or creates the file, and calls `add` with its entries in order. An incomplete last line is removed: the
-    /// process was killed while it wrote the line, so the request had no response. Any other damage is an error.
+    /// Opens or creates the file, and calls `add` with its entries in order. An incomplete last line is removed. The
+    /// process was killed while it wrote this line, so no response was sent. Any other damage is an error.
     pub(super) fn open(path: PathBuf, mut add: impl FnMut(Entry)) -> Result<Self, Error> {
         let unusable = |source| Error::LedgerFile { path: path.clone(), source };
         let mut options = OpenOptions::new();

@@ -1,6 +1,6 @@
 //! The gateway's API, and `/ledger` and `/faults`, which a real gateway does not have.
 //!
-//! A request passes these steps in order:
+//! A request to the API passes these steps in order:
 //! - the request is recorded
 //! - a fault may reject the request
 //! - the API key is checked

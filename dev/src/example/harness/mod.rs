@@ -162,7 +162,8 @@ pub async fn seed_rows(database: &Database, customer: Uuid, count: u32) {
         .await;
 }
 
-/// Gauges that are zero until the first run of a unit of work, for workers with several units.
+/// Gauges of workers with several units of work, such as the scopes of the reconciliation. Each gauge is zero until its
+/// unit has succeeded once.
 pub const FIRST_WORK: [&str; 2] = [
     "reconciliation_last_success_timestamp_seconds{scope=\"recent\"}",
     "reconciliation_last_success_timestamp_seconds{scope=\"window\"}",
@@ -174,7 +175,7 @@ impl Builder {
         self.setting("AUDIT_SEAL_INTERVAL_SECONDS", "600").setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
     }
 
-    /// Sets the deadline of requests, and the shorter timeouts that depend on it.
+    /// Sets the deadline of requests, and a shorter gateway timeout.
     pub fn with_a_deadline_of_ms(self, milliseconds: u32) -> Self {
         self.setting("REQUEST_TIMEOUT_MS", &milliseconds.to_string())
             .setting("GATEWAY_TIMEOUT_MS", &(milliseconds - milliseconds / 10).to_string())
@@ -187,7 +188,7 @@ impl User {
         self.get(PATH)
     }
 
-    /// Returns an unsent request that creates a row under a new key, for tests of the platform.
+    /// Returns an unsent request that creates a row and has a new idempotency key, for tests of the platform.
     pub fn creates(&self) -> Request {
         self.orders(&[(MUG, 1)])
     }
@@ -213,7 +214,7 @@ impl User {
         }
     }
 
-    /// Returns an unsent order of these products and quantities, under a new key.
+    /// Returns an unsent order of these products and quantities, with a new idempotency key.
     pub fn orders(&self, items: &[(&str, i64)]) -> Request {
         let items: Vec<_> = items
             .iter()
@@ -233,19 +234,19 @@ impl User {
         Order::new(self.clone(), Arc::clone(&self.database), &placed)
     }
 
-    /// Pays an order under a new key.
+    /// Pays an order with a new idempotency key.
     pub async fn pays(&self, order: &Order, payment_method: &str) -> HttpResponse {
         self.pay(order.id, payment_method).await
     }
 
-    /// Returns an unsent payment of an order, under a new key.
+    /// Returns an unsent payment of an order, with a new idempotency key.
     pub fn pay(&self, order: Uuid, payment_method: &str) -> Request {
         let body = json!({ "payment_method": payment_method });
         self.post(format!("/v1/orders/{order}/payments")).json(&body).new_key()
     }
 
-    /// Returns an unsent refund of a payment, under a new key. Without an amount, the whole remaining amount is
-    /// refunded.
+    /// Returns an unsent refund of a payment, with a new idempotency key. Without an amount, the whole remaining amount
+    /// is refunded.
     pub fn refund(&self, payment: Uuid, amount: Option<i64>) -> Request {
         let body = amount.map_or_else(|| json!({}), |amount| json!({ "amount": amount }));
         self.post(format!("/v1/payments/{payment}/refunds")).json(&body).new_key()

@@ -47,7 +47,7 @@ impl Order {
         eventually(&what, async || (self.status().await == status).then_some(())).await;
     }
 
-    /// Returns an unsent payment of the order, under a new key.
+    /// Returns an unsent payment of the order, with a new idempotency key.
     pub fn pay(&self, payment_method: &str) -> Request {
         self.customer.pay(self.id, payment_method)
     }

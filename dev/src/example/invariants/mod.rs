@@ -1,13 +1,15 @@
 //! The invariants of money as an executable check: the service's tables are compared with the gateway's ledger, to the
 //! cent.
 //!
-//! The check works on a live system. The check reads payments in one snapshot before the ledger and in a second
-//! snapshot after the ledger:
-//! - A payment is charged before it succeeds or is declined, so the ledger must have the charge of each such payment in
-//!   the first snapshot.
-//! - A payment is recorded before it is charged, so every charge in the ledger must be in the second snapshot.
+//! The check works on a live system. The check reads the payments in a first snapshot, then the ledger, and then the
+//! payments in a second snapshot:
+//! - A payment is charged before it succeeds or is declined. So for each such payment in the first snapshot, the ledger
+//!   must have the charge.
+//! - A payment is recorded before it is charged. So for each charge in the ledger, the second snapshot must have the
+//!   payment.
 //!
-//! Payments and refunds in flight are counted. A missing charge or refund of these is no violation.
+//! Payments and refunds in flight are counted. While a payment or refund is in flight, its charge or refund may be
+//! missing in the ledger.
 //!
 //! The memory of a comparison is constant, because it compares pages of [`PAGE_SIZE`] payments and refunds. A page is
 //! selected by the gateway key, which a payment and its charge share. The first [`MAX_VIOLATIONS`] violations are

@@ -95,8 +95,8 @@ impl Page {
     }
 }
 
-/// Returns the end of a page that begins with `from` and has at most this many payments and refunds. The last page has
-/// no end, so it includes rows created during the comparison.
+/// Returns the last gateway key of a page that begins with `from` and has at most `size` payments and refunds. The last
+/// page ends with the maximum key, so that it includes rows created during the comparison.
 pub(super) async fn end_of_page(
     connection: &mut PgConnection,
     from: Uuid,
@@ -153,7 +153,7 @@ pub(super) async fn in_flight(connection: &mut PgConnection) -> Result<i64, sqlx
     .await
 }
 
-/// Invariants, each with a query for its violations: one line of text per violation.
+/// Invariants, each with a query that returns one line of text per violation.
 const RULES: [(&str, &str); 5] = [
     (
         "an order's total is the sum of its items",
@@ -231,7 +231,8 @@ struct Effect {
     settled: Option<&'static str>,
 }
 
-/// The tables whose rows are audited or settled individually. Rows of all [`other_tables`] are complete on creation.
+/// The tables in which every row must have its audit events. In [`other_tables`], only rows to which idempotency keys
+/// refer are checked. These rows are complete on creation.
 const EFFECTS: [Effect; 3] = [
     Effect { table: "orders", settled: None },
     Effect { table: "payments", settled: Some("status <> 'processing'") },

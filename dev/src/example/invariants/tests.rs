@@ -245,7 +245,7 @@ async fn long_ledgers_are_compared_in_pages_without_gaps() {
     assert!(report.holds(), "{report}");
     assert_eq!((report.pages, report.charges), (3, report.payments));
 
-    // The first and the last of each page, and ids before and after all pages.
+    // The first and the last payment of each page, and numbers before the first and after the last payment.
     let page = invariants::PAGE_SIZE;
     let violations = [0, 1, page, page + 1, 2 * page, 2 * page + 1, PAYMENTS, PAYMENTS + 1];
     for number in violations {

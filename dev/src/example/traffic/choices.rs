@@ -77,7 +77,7 @@ impl Memory {
         }
     }
 
-    /// Pays an order, or continues a payment with an unknown outcome.
+    /// Selects an order to pay, or a payment with an unknown outcome to continue.
     fn pay(&mut self, rng: &mut StdRng) -> Option<Action> {
         if rng.random_bool(0.3)
             && let Some(action) = self.continue_payment(rng)

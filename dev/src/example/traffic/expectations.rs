@@ -33,7 +33,7 @@ pub(crate) fn is_order(order: &Value) -> CheckResult {
     )
 }
 
-/// Checks that a payment belongs to this order, in a state that its payment method allows.
+/// Checks that a payment belongs to this order, and has a state that its payment method allows.
 pub(crate) fn is_payment(
     payment: &Value,
     order_id: &str,

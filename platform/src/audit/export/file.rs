@@ -23,7 +23,7 @@ use super::{
 
 const FORMAT: &str = "audit-export/1";
 
-/// Number of seals that are read at a time, and between two reports of progress.
+/// Number of seals per page. Progress is reported after each page.
 const SEALS_PER_PAGE: i64 = 50;
 
 /// A line of the file.
@@ -44,8 +44,8 @@ enum Line {
     },
 }
 
-/// Writes the seals after the head `after` up to `last_seal`, with their events. `position` is that of the last event
-/// of the seal `after`. Returns the number of events.
+/// Writes the seals after the head `after` up to `last_seal`, with their events. `position` is the position of the last
+/// event of seal `after`. Returns the number of events.
 pub(super) async fn write(
     connection: &mut PgConnection,
     (after, mut position): (Head, EventPosition),
@@ -103,8 +103,8 @@ pub(super) fn sha256_of(path: &Path) -> Result<String, VerifyError> {
     }
 }
 
-/// Verifies the file of an export without the database, and compares its seals with `heads`. Earlier exports contain
-/// everything before its first seal, so the hash of the seal before that one is trusted.
+/// Verifies the file of an export without the database, and compares its seals with `heads`. Trusts the hash of the
+/// previous seal in the file's header, because that seal is in an earlier export.
 ///
 /// # Errors
 /// The export does not verify (the error names the first seal and event), or the file cannot be read.
@@ -116,9 +116,8 @@ pub fn verify_export(
     Report::of(verify_file(path, heads, on_progress)?)
 }
 
-/// Adds a file that contains events which may be missing from the database. The file is first verified without the
-/// database. The hash of its last seal is added to `heads`, so that the verification of the database then detects a
-/// file with other seals.
+/// Verifies the file of an export without the database, and adds it to `exports` and `restores`. Adds the hash of the
+/// file's last seal to `heads`, so that the verification of the database detects a file with other seals.
 pub fn add_file(
     path: &Path,
     exports: &mut Exports,

@@ -1,8 +1,8 @@
 //! Exports: seals and their events in a file that can be verified without the database.
 //!
 //! Each export continues where the previous export ended, so the exports and the database together are the complete
-//! audit log. Events are dropped only after their file was written, synced, read back and verified, and after the event
-//! that records the file's hash was sealed.
+//! audit log. Events are dropped only after their file was written, synced, read back and verified. The event that
+//! records the file's hash must also be sealed before the drop.
 mod file;
 mod partitions;
 
@@ -81,8 +81,9 @@ pub struct ExportSummary {
 /// ended before `until`, are past the retention, and contain only exported events. Runs as the schema owner.
 ///
 /// # Errors
-/// If the file cannot be written, verified or recorded, or the export's own event cannot be sealed, nothing is dropped.
-/// If a partition cannot be dropped, the partitions before it are already dropped, and another call continues with it.
+/// Nothing is dropped if the file cannot be written, verified or recorded, or if the export's own event cannot be
+/// sealed. If a partition cannot be dropped, earlier partitions are already dropped, and another call continues with
+/// the failed partition.
 pub async fn export(
     owner: &Database,
     until: DateTime<Utc>,

@@ -16,8 +16,8 @@ use crate::database::{instrument_query, is_lock_timeout};
 /// Maximum time to wait for transactions that hold a lock on a partition or on the whole table.
 const UNLOCK_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Drops the partitions that ended before a time and whose events all come at or before `end`. Each partition is
-/// dropped in its own transaction, which also records the drop as an event. Returns the partitions' names.
+/// Drops the partitions whose months ended before `ended_before` and whose events are all at or before `end`. Each
+/// partition is dropped in its own transaction, which also records the drop as an event. Returns the partitions' names.
 pub(super) async fn drop_exported(
     connection: &mut PgConnection,
     ended_before: DateTime<Utc>,

@@ -33,7 +33,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before the next host is tried while the previous one has not responded yet (RFC 8305, section 8).
 const STAGGER_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Pause before a host that is not a writable primary is tried again, while another host has not responded yet.
+/// Pause before a host with a retryable error is tried again, while another host has not responded yet.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The parameters that sqlx applies. This module handles `target_session_attrs`, `connect_timeout`, `host`,
@@ -289,8 +289,9 @@ where
     }
 }
 
-/// Returns whether a later attempt may succeed, because the connection was refused, the server is starting (57P03) or
-/// has no free connection slot (53300), or no standby was promoted yet.
+/// Returns whether a later attempt may succeed. This holds if the connection was refused, or if the server is starting
+/// (57P03) or has no free connection slot (53300). It also holds if the server is not writable, because a standby may
+/// be promoted later.
 pub(super) fn is_retryable(error: &sqlx::Error) -> bool {
     if matches!(Unavailable::of(error), Unavailable::ReadOnly | Unavailable::Standby) {
         return true;
@@ -433,7 +434,7 @@ impl Parameters {
                     let seconds = seconds.ok_or("has a connect_timeout that is not 1 to 3600 seconds")?;
                     parsed.connect_timeout = Some(Duration::from_secs(seconds));
                 }
-                // These values need no further code, because every connection is checked to be to a writable primary.
+                // These values need no further code, because this module always requires a writable primary.
                 "target_session_attrs" if matches!(&*value, "read-write" | "primary") => {}
                 "target_session_attrs" => {
                     return Err(

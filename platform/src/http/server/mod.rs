@@ -353,8 +353,8 @@ impl ConnectionContext {
     }
 }
 
-/// Logs the end of a connection by an error. A request that hyper itself rejects reaches no layer, so it is counted and
-/// logged here. On HTTP/2, such a request ends only its stream, and hyper does not report it.
+/// Logs a connection that ended with an error. A request that hyper itself rejects reaches no layer, so it is counted
+/// and logged here. On HTTP/2, such a request ends only its stream, and hyper does not report it.
 fn report(peer: SocketAddr, error: &(dyn Error + 'static)) {
     match error.downcast_ref::<hyper::Error>() {
         Some(rejected) if rejected.is_parse() && !rejected.is_parse_version_h2() => {

@@ -10,8 +10,8 @@
 //!
 //! **Half-closed connections.** A client may close its side of the connection after its request and still wait for the
 //! response. The server cannot distinguish such a client from one that has disconnected. hyper ends the requests of
-//! both immediately, or of neither if `half_close` is set. So the end of the input is withheld for
-//! [`HALF_CLOSE_TIMEOUT`] while a request is in flight.
+//! both clients immediately, or continues the requests of both if `half_close` is set. So while a request is in flight,
+//! this stream withholds the end of the input from hyper, for at most [`HALF_CLOSE_TIMEOUT`].
 use std::{
     io,
     pin::Pin,
@@ -33,7 +33,7 @@ use tokio::{
 /// Time that a request continues after its client has closed its side of the connection.
 const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Counters of a connection's requests, which the service updates for its [`TimedStream`].
+/// Counters of a connection's requests, which hyper's service updates for the connection's [`TimedStream`].
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     begun: AtomicUsize,
@@ -63,8 +63,9 @@ impl Requests {
             && !self.multiplexed.load(Ordering::Relaxed)
     }
 
-    /// Waits until an HTTP/2 connection has been idle for `timeout`, or at most twice that. Without this limit, the
-    /// server's pings would keep an idle connection open forever. For HTTP/1, hyper has its own idle timeout.
+    /// Waits until an HTTP/2 connection has no request in flight, and has received none for one to two times `timeout`.
+    /// Without this limit, the server's pings would keep an idle connection open forever. For HTTP/1, hyper has its own
+    /// idle timeout.
     pub(super) async fn idle(&self, timeout: Duration) {
         loop {
             let begun = self.begun.load(Ordering::Relaxed);
@@ -79,7 +80,7 @@ impl Requests {
     }
 }
 
-/// A request in flight. It is dropped with its response, or when HTTP/2 cancels the request.
+/// A request in flight. The value is dropped when the response is ready, or when the request is cancelled.
 pub(super) struct InFlight(Arc<Requests>);
 
 impl Drop for InFlight {

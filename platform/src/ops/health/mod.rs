@@ -4,8 +4,8 @@
 //! Readiness checks the required dependencies. A failed optional dependency only makes the service *degraded*.
 //!
 //! Checks run concurrently under one deadline, and their results are cached for a short time, so that probes cause
-//! little load. Every client of the listener can read a check's message. So messages are fixed sentences without
-//! credentials, and the details of a failure are logged.
+//! little load. Every client of the listener can read a check's message. So the message of a failed check is a fixed
+//! sentence without credentials, and the details of the failure are logged.
 use std::{
     collections::BTreeMap,
     pin::Pin,

@@ -1,6 +1,7 @@
 //! Changes of the log filter while the process runs.
 //!
-//! Every caller that reaches the operations listener may read the filter. [`LogLevelAuth`] decides which callers may change it.
+//! Every caller that reaches the operations listener may read the filter. [`LogLevelAuth`] decides which callers may
+//! change it.
 //!
 //! A change may be temporary, because a forgotten debug level is expensive. At the end of a temporary change, the
 //! default filter is restored.

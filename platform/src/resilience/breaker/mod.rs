@@ -5,10 +5,10 @@
 //! not wait for a response that will not come, and the dependency can recover. After a while the breaker is
 //! *half-open*: a few probes are admitted, and their outcomes decide whether the breaker closes or opens again.
 //!
-//! The caller reports the verdict, because only the caller can distinguish a response such as a declined card from a
-//! timeout. A call that was cancelled before its verdict does not count. The existing crates (failsafe, recloser,
-//! tower-circuitbreaker) wrap the call as a function or a tower service and judge its `Result`. None of them has a
-//! permit whose verdict is reported later, or never.
+//! The caller reports the verdict on each call: succeeded or failed. Only the caller can distinguish a response such as
+//! a declined card from a timeout. A call that was cancelled before its verdict does not count. The existing crates
+//! (failsafe, recloser, tower-circuitbreaker) wrap the call as a function or a tower service and judge its `Result`.
+//! None of them has a permit whose verdict is reported later, or never.
 //!
 //! State is per process: each replica detects outages by itself.
 mod circuit;
@@ -112,7 +112,7 @@ struct Inner {
 type Hook = Box<dyn Fn(State) + Send + Sync>;
 
 impl Breaker {
-    /// Returns a closed breaker for the dependency `name`, which is its label in `circuit_breaker_state`.
+    /// Returns a closed breaker for the dependency `name`, which is the label `service` of `circuit_breaker_state`.
     pub fn new(name: &'static str, settings: Settings) -> Self {
         let settings = Settings { open_for: settings.open_for.min(MAX_OPEN_TIME), ..settings };
         let gauge = STATE.with_label_values(&[name]);
@@ -213,7 +213,7 @@ impl Inner {
 #[must_use = "the call's outcome must be reported"]
 pub struct Permit {
     breaker: Arc<Inner>,
-    /// The call's epoch and kind.
+    /// The circuit's epoch when the call was admitted, and the call's kind.
     call: (u64, Call),
     judged: bool,
 }

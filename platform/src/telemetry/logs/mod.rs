@@ -36,7 +36,7 @@ pub(crate) fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// The layer that writes every event to every sink, and exports it.
+/// The layer that writes each event to the sinks that accept its target, and exports the event.
 pub(super) struct Lines {
     origin: Origin,
     sinks: Vec<Sink>,
@@ -116,8 +116,8 @@ fn trace(metadata: &Metadata<'_>) -> Option<(TraceId, SpanId)> {
 }
 
 impl Line<'_> {
-    /// Writes the event's `message` into `text`. The message of an event without one is the event's name, which
-    /// contains the file and line.
+    /// Writes the event's `message` into `text`. If the event has no message, its name is used, which contains the file
+    /// and line.
     fn message(&self, text: &mut String) {
         struct Message<'a>(&'a mut String);
         impl tracing::field::Visit for Message<'_> {

@@ -58,7 +58,7 @@ const MAX_QUEUED_LINES: usize = 8_192;
 /// Maximum number of queued audit log lines per sink: those of a busy service in about half a minute. Audit log lines
 /// have a queue of their own, so that neither a flood of other lines nor a slow reader causes their loss. A reader that
 /// stalls permanently must not stop the service, so lines that do not fit are dropped and counted. Their events are in
-/// the database, and the head of the seals is logged again at each interval.
+/// the database, and the number and hash of the newest seal are logged again at each sealing interval.
 const MAX_QUEUED_AUDIT_LINES: usize = 16_384;
 
 /// A queue, and a thread that writes its lines.
@@ -69,7 +69,7 @@ pub(in crate::telemetry) struct Sink {
 }
 
 /// The lines that a sink accepts. Audit log lines always have sinks of their own. They must not be dropped because of
-/// other lines, and their files have other readers and a longer retention.
+/// other lines, and their files have other readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SinkKind {
     Audit,

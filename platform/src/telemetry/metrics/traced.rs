@@ -2,8 +2,8 @@
 //! spike to a trace that was part of it.
 //!
 //! The `prometheus` crate has no exemplars, so they are stored separately, and only the `OpenMetrics` format exposes
-//! them. Storing an exemplar never waits. If another thread uses the bucket's exemplar at that time, the new exemplar
-//! is dropped.
+//! them. Storing an exemplar does not wait for a bucket. If another thread uses the bucket's exemplar at that time, the
+//! new exemplar is dropped.
 use std::{
     collections::HashMap,
     sync::{Arc, LazyLock, Mutex, PoisonError, RwLock},

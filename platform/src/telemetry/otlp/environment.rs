@@ -34,7 +34,7 @@ const SUPPORTED: [&str; 10] = [
     "OTEL_SPAN_LINK_COUNT_LIMIT",
 ];
 
-/// Returns the name of a variable for one signal, and the same variable for all signals.
+/// Returns the two names of a variable: the name for one signal, and the name for all signals.
 fn names_of(signal: Signal, variable: &str) -> [String; 2] {
     [format!("OTEL_EXPORTER_OTLP_{}_{variable}", signal.name()), format!("OTEL_EXPORTER_OTLP_{variable}")]
 }

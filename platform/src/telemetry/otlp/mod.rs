@@ -65,9 +65,9 @@ impl Signal {
     }
 }
 
-/// The connection of an exporter. The exporter itself reads endpoint, headers and compression from the environment.
-/// Otherwise the exporter could not distinguish the general endpoint, to which HTTP adds a path, from the endpoint of a
-/// signal, which is used unchanged.
+/// The connection of an exporter. The exporter itself reads endpoint, headers and compression from the environment,
+/// because it treats the two kinds of endpoints differently. Over HTTP, it adds a path to the endpoint of all signals,
+/// and uses the endpoint of one signal unchanged.
 ///
 /// Both protocols trust the certificates of the operating system, and use no proxy. By default the gRPC exporter trusts
 /// no certificate at all (opentelemetry-rust#2008).

@@ -4,8 +4,8 @@
 //!
 //! **Trust.** Only a trusted peer's `traceparent` is the parent of a request's span. For any other caller the span
 //! starts a new trace, with a *link* to the caller's span. Otherwise a caller could choose the trace id, join another
-//! caller's trace, and decide with the *sampled* flag whether its spans are exported. Baggage of untrusted callers is
-//! ignored, because it may contain false data.
+//! caller's trace, and decide with the *sampled* flag whether this service exports the span. Baggage of untrusted
+//! callers is ignored, because it may contain false data.
 mod export;
 mod propagators;
 
@@ -118,7 +118,7 @@ pub fn join_or_link(headers: &HeaderMap, span: &Span, trusted: bool) {
         // This fails if there is no trace layer, or the span is filtered out. Then there is no span to join.
         let _no_traces = span.set_parent(caller);
     } else {
-        // An invalid context is not linked.
+        // `add_link` ignores an invalid context.
         span.add_link(caller.span().span_context().clone());
     }
 }

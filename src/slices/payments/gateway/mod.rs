@@ -1,9 +1,9 @@
 //! The client of the payment gateway.
 //!
 //! The client distinguishes certain outcomes from unknown ones. A charge or refund object that matches the request is a
-//! certain outcome. A rejection (4xx) is one only for a charge, and only if no other attempt may have reached the
-//! gateway. A timeout, a failed connection, a malformed response and the statuses 3xx, 408, 425, 429 and 5xx leave the
-//! outcome unknown.
+//! certain outcome. A rejection (4xx) is a certain outcome only for a charge, and only if no other attempt can have
+//! reached the gateway. A timeout, a failed connection, a malformed response and the statuses 3xx, 408, 425, 429 and
+//! 5xx leave the outcome unknown.
 mod breaker;
 mod listing;
 mod metrics;
@@ -202,8 +202,8 @@ impl Gateway {
         self.list("refunds", key, |refund: &GatewayRefund| refund.reference, until).await
     }
 
-    /// Checks that the gateway responds, for readiness. The check bypasses the breaker, because it would use up the
-    /// trial calls of a half-open breaker.
+    /// Checks that the gateway responds, for readiness. The check bypasses the breaker. Otherwise readiness checks
+    /// would use up the trial calls of a half-open breaker.
     ///
     /// # Errors
     /// If the gateway is unreachable, or responds with an error.
@@ -274,8 +274,8 @@ impl Gateway {
     }
 
     /// Makes one call that ends at `until` at the latest, measures it, and sends the trace context. This function
-    /// records a rejection or a failure in the breaker. The caller records every other result, when it checks the
-    /// returned object.
+    /// records a rejection or a failure in the breaker. If the gateway returned an object, the caller records the
+    /// result when it checks the object.
     async fn call<T: DeserializeOwned>(
         &self,
         request: reqwest::RequestBuilder,

@@ -1,5 +1,5 @@
-//! The outcomes of payments and refunds: how a charge or refund of the gateway settles one, and the steps while none
-//! exists. No I/O.
+//! The outcomes of payments and refunds: the settlement by a charge or refund of the gateway, and the next step if the
+//! gateway has no charge. No I/O.
 use std::time::Duration;
 
 use super::{PaymentStatus, RefundStatus};
@@ -8,13 +8,13 @@ use crate::slices::payments::{
     gateway_key::GatewayKey,
 };
 
-/// Reason why a payment attempt did not charge, or not at once. The reasons are values of a label of
+/// Reason why a payment attempt charged nothing, or did not charge at once. The reasons are values of a label of
 /// `payment_failures_total`, so a text of the gateway cannot be a reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureReason {
-    /// The bank: insufficient funds.
+    /// The bank declined because of insufficient funds.
     InsufficientFunds,
-    /// The bank: the card has expired.
+    /// The bank declined because the card has expired.
     CardExpired,
     /// The bank or the gateway suspects fraud.
     FraudSuspected,
@@ -78,8 +78,8 @@ pub enum Settlement {
         /// The reason of the decline.
         reason: FailureReason,
     },
-    /// The gateway rejected an attempt (4xx). The rejection proves that nothing was charged only if no other attempt
-    /// may have reached the gateway, which the settling statement checks.
+    /// The gateway rejected an attempt (4xx). If no other attempt can have reached the gateway, the rejection proves
+    /// that nothing was charged. The settling statement checks this condition.
     Rejected,
     /// Nothing was charged, and nothing will be.
     Failed {
@@ -201,7 +201,7 @@ const NEVER_CHARGED_AFTER: Duration = Duration::from_hours(25);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoCharge {
     /// An earlier call may still be in flight. Recovery resends the same charge under the same key, because the
-    /// response is certain.
+    /// response to the resend is a certain outcome.
     Resend,
     /// The charge can no longer be resent, but an earlier call may still charge. Recovery only polls.
     Poll,

@@ -81,8 +81,8 @@ impl Payments {
         charges.sort_by(|one, other| one.id.as_str().cmp(other.id.as_str()));
         charges.dedup_by(|one, other| one.id == other.id);
 
-        // The payment is read after the gateway's response. A payment is committed before its charge is sent, so one
-        // that is missing now was lost.
+        // The payment is read after the gateway's response. A payment is committed before its charge is sent, so a
+        // payment that is missing now was lost.
         let payment = self.find_payment(reference, &charges).await?;
         let Some(payment) = payment else {
             let mut findings = Vec::new();

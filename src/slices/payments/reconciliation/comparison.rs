@@ -77,11 +77,11 @@ impl Kind {
 /// The result of comparing an object of the gateway with the stored payment or refund.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Both have the same values.
+    /// The object and the record have the same values.
     Agrees,
     /// The stored payment or refund has no outcome yet.
     Unsettled,
-    /// Both differ. The text is the kind of the discrepancy.
+    /// The object and the record differ. The text is the kind of the discrepancy.
     Differs(&'static str),
 }
 

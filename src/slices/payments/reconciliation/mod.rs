@@ -3,9 +3,9 @@
 //! Recovery polls only for payments that the database has. Reconciliation also finds a charge whose payment the
 //! database has lost, for example in a restore, because the gateway's listing has the charge.
 //!
-//! - The listing only selects references, and the gateway is polled for each reference before anything is recorded.
-//!   Only an unreadable object without a reference is recorded at once. An incomplete, repeated or unordered listing
-//!   therefore causes no false finding. An object that is missing in one listing is found in a later one.
+//! - The listing only selects references, and the gateway is polled for each reference before anything is recorded. An
+//!   incomplete, repeated or unordered listing therefore causes no false finding. An object that is missing in one
+//!   listing is found in a later listing. Only an unreadable object without a reference is recorded at once.
 //! - A charge without a payment is a finding at once. A payment is committed before its charge is sent, and the
 //!   database is read after the gateway's response. A missing payment was therefore lost.
 //! - A payment without a charge is a finding only after all charges of the compared time were listed. The payment must
@@ -52,8 +52,8 @@ use super::{
     store::reconciliation::{self as store, AgedRecord, IdRange},
 };
 
-/// Time for which the gateway's listing may lack a new charge or refund, and for which clocks may differ. A run begins
-/// earlier by this time, so that consecutive runs overlap.
+/// Time by which the compared times of consecutive runs overlap. The overlap covers the delay of new charges and
+/// refunds in the gateway's listing, and the difference between clocks.
 const OVERLAP: TimeDelta = TimeDelta::minutes(2);
 
 /// Minimum age of a payment or refund for which a missing charge or refund of the gateway is a finding.
@@ -62,7 +62,8 @@ const MIN_AGE: TimeDelta = TimeDelta::minutes(10);
 /// Number of references for which the gateway is polled at the same time.
 const MAX_CONCURRENT_POLLS: usize = 8;
 
-/// Number of payments or refunds in a page of ids, which is searched for unlisted ones.
+/// Number of payments or refunds in a page of ids. Each page is searched for unlisted records, whose charge or refund
+/// no listing has had yet.
 const ID_PAGE: i64 = 1000;
 
 /// Maximum number of unlisted payments or refunds of one page for which the gateway is polled.
@@ -77,8 +78,8 @@ const ATTEMPT_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Finding {
     /// `payments` or `refunds`.
     pub resource: &'static str,
-    /// The id of the payment or refund, or the gateway's reference if there is none. `None` without a readable
-    /// reference.
+    /// The id of the payment or refund, or the gateway's reference if no record has that reference. `None` if the
+    /// reference is unreadable.
     pub id: Option<Uuid>,
     /// The kind of the discrepancy.
     pub what: &'static str,
@@ -361,7 +362,7 @@ fn cursor(after: Option<&str>) -> Option<Cursor> {
     after.and_then(|text| Cursor::try_from(text.to_owned()).ok())
 }
 
-/// Returns the range of ids that a run compares after a position. The range ends with the records that are older than
+/// Returns the range of ids that a run compares after a position. The range contains only records that are older than
 /// [`MIN_AGE`].
 fn id_range(run: Run, after: Option<&str>) -> IdRange {
     let first = first_id_at(run.since.checked_add_signed(OVERLAP).unwrap_or(run.since));

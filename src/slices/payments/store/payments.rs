@@ -1,4 +1,4 @@
-//! The payments table: beginning, leasing and reading.
+//! The statements that begin, lease and read payments.
 use std::time::Duration;
 
 use platform::{

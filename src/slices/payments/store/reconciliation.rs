@@ -30,7 +30,7 @@ pub struct LeasedRun {
 #[derive(Debug, Clone, Copy)]
 pub struct RunLimits {
     pub lease: Duration,
-    /// Time by which the compared time begins before the latest complete run.
+    /// Duration from the beginning of the compared time to the latest complete run.
     pub lookback: Duration,
     /// Maximum length of the compared time.
     pub max_lookback: Duration,

@@ -1,4 +1,4 @@
-//! The refunds table: beginning, leasing and reading. A refund reserves its amount in the payment's row.
+//! The statements that begin, lease and read refunds. A refund reserves its amount in the payment's row.
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::Addresses;
 use crate::harness::{Builder, Database, HttpResponse, Request, Service, User};
 
-/// Table that tests of the platform use: its customers create and read their own rows.
+/// Table that tests of the platform use. Customers create and read their own rows in this table.
 pub const TABLE: &str = "notes";
 /// Path that creates and lists notes.
 pub const PATH: &str = "/v1/notes";

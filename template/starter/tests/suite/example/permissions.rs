@@ -17,7 +17,7 @@ impl Fixtures {
     }
 }
 
-/// Paths that an auditor is not authorized to change.
+/// Paths to which an auditor is not authorized to send POST requests.
 pub(crate) const FORBIDDEN_TO_AUDITORS: [&str; 1] = [PATH];
 
 #[rustfmt::skip]
