@@ -40,7 +40,7 @@ use self::{
     test_bed::TestBed,
 };
 
-/// Measures the service in comparison with pgbench and its peers
+/// Compares the service with pgbench and with other services
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench-all", bin_name = "cargo bench-all", args_conflicts_with_subcommands = true)]
 struct Arguments {
@@ -49,7 +49,7 @@ struct Arguments {
     /// A run of five minutes (default)
     #[arg(long, conflicts_with_all = ["long", "smoke"])]
     short: bool,
-    /// A run of 45 minutes: tables of ten million rows, seven rounds, and builds from scratch
+    /// A run of 45 minutes: tables of ten million rows, seven rounds, and the time of builds from scratch
     #[arg(long, conflicts_with = "smoke")]
     long: bool,
     /// A run of seconds that checks the benchmark itself; its figures are meaningless
@@ -58,7 +58,7 @@ struct Arguments {
     /// Run only this case; repeatable
     #[arg(long, value_enum, value_name = "NAME")]
     only: Vec<Case>,
-    /// Measure this executable instead of a new build, for example one without a change
+    /// Measure this executable instead of a new build, for example an executable without a change of the sources
     #[arg(long, value_name = "FILE")]
     executable: Option<PathBuf>,
     /// Replace the tables in this file

@@ -1,5 +1,6 @@
-//! Services with the same routes (`bench/peers`), each written in the usual style of its language. The peers have
-//! identical databases, the same pool size as the service, and the same share of traces.
+//! The peers (`bench/peers`): services with the routes that the benchmark calls, each written in the usual style of its
+//! language. Like the service, each peer has an identical database and a pool of [`POOL_SIZE`] connections, and samples
+//! the same share of its traces.
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::bail;

@@ -7,7 +7,8 @@
 //! reveal the number of elements to the planner.
 //!
 //! pgbench computes only numbers, not texts, so two things differ from the service. SQL builds ids from numbers, which
-//! costs a microsecond. Texts (baskets, tokens) come from [`VARIANTS`] scripts, of which pgbench picks one at random.
+//! costs a microsecond. Texts (baskets, tokens) are variables with constant values. There are [`VARIANTS`] scripts
+//! with different values, and pgbench picks a script at random for each transaction.
 use std::{
     fmt::Write as _,
     fs,
@@ -114,7 +115,7 @@ pub fn own_order() -> anyhow::Result<Scripts> {
     let event = format!("(:event::jsonb || jsonb_build_object('id', {id}))");
     each_variant(|variant| {
         let customer = format!(":customer{variant}");
-        // pgbench turns each occurrence of a variable into a parameter, so each occurrence has an explicit type.
+        // pgbench turns each occurrence of a variable into a separate parameter. The casts give these parameters their types.
         let arguments = [
             &*id,
             &format!("{customer}::uuid"),
@@ -228,7 +229,7 @@ fn hash_of_token(number: u64) -> String {
     format!("\\x{}", hex::encode(Sha256::digest(test_bed::token(number))))
 }
 
-/// Runs the scripts with this number of connections. Calls `read_times` with pgbench's process id, at the beginning and
+/// Runs the scripts with `clients` connections. Calls `read_times` with pgbench's process id, at the beginning and
 /// at the end of the window.
 pub async fn run<T>(
     test_bed: &TestBed,

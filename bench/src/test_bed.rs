@@ -1,7 +1,7 @@
 //! The test bed: a PostgreSQL server of its own, with identical databases.
 //!
 //! The server is as durable as in production: `fsync`, `synchronous_commit` and full page writes are on. All other
-//! settings are PostgreSQL's defaults, except for an empty `shared_preload_libraries`. Each case has its own database
+//! settings are PostgreSQL's defaults, and no library is preloaded. Each case has its own database
 //! with [`PRODUCTS`], [`CUSTOMERS`] and sessions. Orders are added as a case needs them.
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -41,7 +41,7 @@ const TEMPLATE_DATABASE: &str = "bench_template";
 /// Deadline for sealing ten million events.
 const SEALING_DEADLINE: Duration = Duration::from_mins(30);
 
-/// Deadline of a migration or a seed.
+/// Deadline of a migration.
 const COMMAND_DEADLINE: Duration = Duration::from_mins(2);
 
 /// The database server, the service's executable and the gateway.
@@ -131,8 +131,8 @@ impl TestBed {
     pub async fn database(&self, name: &str) -> anyhow::Result<Database> {
         self.server.create_database_from_template(name, TEMPLATE_DATABASE, Some(OWNER)).await?;
         let database = self.with_urls(name);
-        // Settings that `migrate` puts on the service's role belong to the database and are not copied from the
-        // template.
+        // `migrate` sets defaults of the service's role for one database (`alter role … in database`). A copy of the
+        // template has no such defaults.
         self.migrate(&database).await?;
         // Analyzes only tables with rows. If the statistics show an empty table, the planner chooses a sequential scan,
         // and a connection keeps that plan while the table grows. Tables of a new service have no such statistics.
@@ -187,7 +187,7 @@ impl Database {
         Ok(connection.close().await?)
     }
 
-    /// Adds orders up to a total number, distributed evenly among the customers. Order `n` has the id that [`order`]
+    /// Adds the orders with the numbers `from..to`, distributed evenly among the customers. Order `n` has the id that [`order`]
     /// returns, belongs to customer `n % CUSTOMERS`, and has two lines. Triggers and foreign keys are disabled, because
     /// with them millions of orders would take an hour. The inserted rows violate no foreign key.
     pub async fn add_orders(&self, from: u64, to: u64) -> anyhow::Result<()> {
@@ -211,7 +211,7 @@ impl Database {
         .await
     }
 
-    /// Adds audit events up to a total number. The service seals these events like any others. The ids of the events
+    /// Adds the audit events with the numbers `from..to`. The service seals these events like any others. The ids of the events
     /// ascend, like the service's ids.
     pub async fn add_audit_events(&self, from: u64, to: u64) -> anyhow::Result<()> {
         self.execute(&format!(

@@ -98,7 +98,7 @@ pub async fn run(check: bool, progress: &dyn Fn(&str)) -> Result<Difference, Err
     Ok(difference)
 }
 
-/// Assigns each description to the directories of the sources that contain its query. If a macro concatenates a query
+/// Assigns each description to every directory of [`CACHES`] whose sources contain its query. If a macro concatenates a query
 /// from several literals, no source contains the query, and the description is stored in [`FIRST_CACHE`].
 fn by_cache(described: &Descriptions) -> Result<Descriptions, Error> {
     let mut sorted = Descriptions::new();
@@ -154,7 +154,8 @@ async fn describe(database_url: &str, progress: &dyn Fn(&str)) -> Result<Descrip
     migrator.run(&mut connection).await?;
     connection.close().await?;
 
-    // A separate build directory within `target`, so that these settings cause no recompilation in `target` itself.
+    // A separate build directory within `target`. The environment variables below would otherwise cause a recompilation
+    // in `target` itself.
     let usual =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| project::root().join("target"), PathBuf::from);
     let target =
@@ -177,8 +178,8 @@ async fn describe(database_url: &str, progress: &dyn Fn(&str)) -> Result<Descrip
     // The macros must be expanded again to describe their queries, because cargo does not detect a changed database.
     let packages = ["--package", "platform", "--package", project::name()];
     cargo::run(&[&["clean", "--quiet"], &packages[..]].concat(), &environment).await?;
-    // Only the libraries contain query macros. All libraries of the workspace are checked, so that a run of clippy in
-    // this build directory can reuse the compiled dependencies.
+    // Only the libraries contain query macros. The command also checks the libraries of other packages, because clippy
+    // uses the same build directory in CI, and can then reuse their dependencies.
     cargo::run(&["check", "--lib"], &environment).await?;
     read(&queries)
 }

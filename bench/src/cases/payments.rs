@@ -31,7 +31,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     database.add_orders(0, 2 * payments).await?;
     let settings = [
         ("DATABASE_MAX_CONNECTIONS", POOL_SIZE.to_string()),
-        // At most half of the in-flight requests may wait for the gateway.
+        // The service admits payments to at most half of its in-flight requests, so all payments of both parts fit.
         ("MAX_REQUESTS_IN_FLIGHT", (4 * payments).to_string()),
         ("GATEWAY_TIMEOUT_MS", "8000".to_owned()),
     ];
@@ -83,7 +83,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     Ok(Section {
         title: "Payments with a slow gateway".to_owned(),
         about: format!(
-            "A gateway that responds after {} ms, a pool of {POOL_SIZE}. In the first half, all payments are sent at once. In the second, all of them wait for the gateway at the same time, and the connections of the pool are counted.",
+            "The pool has {POOL_SIZE} connections. First, {payments} payments are sent at once to a gateway that responds after {} ms. Then, {payments} other payments wait at the same time for a gateway that holds its responses, and the pool connections in use are counted.",
             GATEWAY_LATENCY.as_millis()
         ),
         tables: vec![table],

@@ -1,5 +1,6 @@
-//! `GET /v1/orders/{id}` and the list, compared with pgbench (running the service's statements), the floor and the
-//! peers.
+//! `GET /v1/orders/{id}` and `GET /v1/orders`, compared with pgbench, which runs the service's statements. The read of
+//! one order is also compared with a server that only runs these statements ([`floor`]) and with other services
+//! ([`crate::peers`]).
 use std::collections::BTreeMap;
 
 use super::{Run, cpu_of_request, failures, figures, next_run};
@@ -77,13 +78,13 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     let rounds_of = |name: &str| rounds.get(name).unwrap_or(&none);
     let all: Vec<_> = contenders.iter().map(|(name, _)| (name.clone(), rounds_of(name))).collect();
     let goal = |what: &str| Goal {
-        what: format!("{what} per second, to pgbench"),
+        what: format!("{what} per second, relative to pgbench"),
         bound: Bound::AtLeast(0.6),
         measured: rounds_of(&format!("the service, {what}"))
             .ratio(rounds_of(&format!("pgbench, the service's statements, {what}")), |sample| sample.rate),
     };
     let to_floor = Goal {
-        what: "CPU of one order, service and database, to the floor".to_owned(),
+        what: "CPU of reading one order, service and database, relative to the floor".to_owned(),
         bound: Bound::AtMost(1.35),
         measured: rounds_of("the service, one order")
             .ratio(rounds_of("the floor, one order"), cpu_of_request),
@@ -91,8 +92,9 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     Ok(Section {
         title: "The read path".to_owned(),
         about: format!(
-            "`GET /v1/orders/{{id}}` and `GET /v1/orders` (the newest twenty) of {CUSTOMERS} customers with {ORDERS} \
-             orders, {CLIENTS} clients in a closed loop, compared with pgbench with the service's statements: the lookup of the session, and the order or the list. The floor has the service's statements and pool, and nothing around them.{}",
+            "{CLIENTS} clients in a closed loop call `GET /v1/orders/{{id}}` or `GET /v1/orders` (the newest twenty). There \
+             are {CUSTOMERS} customers, with {ORDERS} orders in total. pgbench runs the service's statements: the lookup \
+             of the session, and the read of the order or of the list. The floor has the service's statements and pool, and nothing around them.{}",
             failures(&all),
             CUSTOMERS = crate::test_bed::CUSTOMERS,
         ),

@@ -1,4 +1,5 @@
-//! The complete `POST /v1/orders`, compared with the database alone, the floor and the peers.
+//! The complete `POST /v1/orders`, compared with pgbench (the database alone), with a server that only runs the
+//! service's statements ([`floor`](crate::floor)), and with other services ([`crate::peers`]).
 use std::collections::BTreeMap;
 
 use super::{Run, cpu_of_request, failures, figures, next_run};
@@ -112,11 +113,11 @@ fn section<'a>(contenders: &'a [Contender<'_>], rounds: &BTreeMap<(usize, &'a st
     let rounds_of = |clients: usize, name: &'a str| rounds.get(&(clients, name)).unwrap_or(&none);
     let mut section = Section {
         title: "The write path".to_owned(),
-        about: "The complete `POST /v1/orders` (authentication, idempotency, prices, two lines, audit, commit; JSON logs, metrics, traces at 10 %), in a closed loop, compared with pgbench with prepared statements on the same schema and server: (a) ten round trips, (b) the service's own two statements with array parameters. The floor has the service's statements and pool, and nothing around them: no layers, validation, telemetry and audit events."
+        about: "The complete `POST /v1/orders` of an order with two lines, in a closed loop: authentication, idempotency, prices, audit and commit, with JSON logs, metrics and traces at 10 %. pgbench uses prepared statements on the same schema and PostgreSQL server: (a) in ten round trips, (b) the service's own two statements with array parameters. The floor has the service's statements and pool, and nothing around them: no layers, validation, telemetry or audit events."
             .to_owned(),
         ..Section::default()
     };
-    let mut ratios = Table::new(&["the service's orders per second, to", "8 clients", "32 clients"]);
+    let mut ratios = Table::new(&["the service's orders per second, relative to", "8 clients", "32 clients"]);
     for Contender { name, .. } in contenders.iter().filter(|contender| contender.name != SERVICE) {
         let ratio =
             |clients| rounds_of(clients, SERVICE).ratio(rounds_of(clients, name), |sample| sample.rate);
@@ -136,14 +137,16 @@ fn section<'a>(contenders: &'a [Contender<'_>], rounds: &BTreeMap<(usize, &'a st
     let bounds = [(NAIVE, 8, 1.2), (NAIVE, 32, 1.4), (OWN, 8, 0.6), (OWN, 32, 0.6)];
     for (name, clients, minimum) in bounds {
         section.goals.push(Goal {
-            what: format!("orders per second, to {name}, {clients} clients"),
+            what: format!("orders per second, relative to {name}, {clients} clients"),
             bound: Bound::AtLeast(minimum),
             measured: rounds_of(clients, SERVICE).ratio(rounds_of(clients, name), |sample| sample.rate),
         });
     }
     for clients in CLIENTS {
         section.goals.push(Goal {
-            what: format!("CPU of an order, service and database, to the floor, {clients} clients"),
+            what: format!(
+                "CPU of placing an order, service and database, relative to the floor, {clients} clients"
+            ),
             bound: Bound::AtMost(1.5),
             measured: rounds_of(clients, SERVICE).ratio(rounds_of(clients, FLOOR), cpu_of_request),
         });

@@ -1,6 +1,6 @@
 //! The charts and figures of the view *Now* that apply to every service.
 
-/// A chart. Each element in the value of an expression is one line.
+/// A chart. It has one line for each element of the result of a `PromQL` expression.
 pub(crate) struct Panel {
     pub(crate) id: &'static str,
     pub(crate) title: &'static str,

@@ -73,7 +73,8 @@ pub(super) struct Rules {
     rules: Vec<(Rule, Result<Expression, String>, Option<Comparison>)>,
 }
 
-/// The displayed part of a condition: `errors / requests` of `errors / requests > 0.05 and …`.
+/// The displayed comparison of a condition. For `errors / requests > 0.05 and up > 0`, the expression is
+/// `errors / requests`, and the limit is `> 0.05 and …`.
 #[derive(Debug)]
 struct Comparison {
     expression: Expression,

@@ -75,7 +75,7 @@ pub(super) struct Detail {
     linked_from: Vec<Link>,
 }
 
-/// One span of the waterfall, in display order and with its depth.
+/// One span of the waterfall, with its depth. The spans of a waterfall are in display order.
 #[derive(Debug, Serialize)]
 pub(super) struct Bar {
     span_id: String,

@@ -18,8 +18,8 @@ const ALERTS_INTERVAL: Duration = Duration::from_secs(5);
 /// Minimum pause between reconciliations, because a reconciliation reads the tables and the external ledger completely.
 const MIN_RECONCILIATION_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Minimum pause between reconciliations, as a multiple of the duration of the last reconciliation. The multiple limits
-/// the load of large tables.
+/// Minimum pause between reconciliations, as a multiple of the duration of the last reconciliation. With large
+/// tables a reconciliation is slow, and the pause grows with its duration.
 const RECONCILIATION_PAUSE_FACTOR: u32 = 20;
 
 /// Scrapes every replica, requests its health, and computes the figures.

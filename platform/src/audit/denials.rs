@@ -38,7 +38,7 @@ impl Denials {
 
     /// Writes a denial as an event, or only counts it.
     pub async fn record(&self, event: Event) -> Result<(), sqlx::Error> {
-        if is_separate(&mut self.counts(), event.ip_address.map(network)) {
+        if count_denial(&mut self.counts(), event.ip_address.map(network)) {
             record(&self.database, event).await
         } else {
             Ok(())
@@ -74,8 +74,8 @@ impl Denials {
     }
 }
 
-/// Counts a denial. Returns whether it becomes a separate event.
-fn is_separate(counts: &mut DenialCounts, address: Option<IpAddr>) -> bool {
+/// Counts a denial. Returns whether the denial becomes a separate event.
+fn count_denial(counts: &mut DenialCounts, address: Option<IpAddr>) -> bool {
     let known = counts.contains_key(&address) || counts.len() < MAX_ADDRESSES;
     let count = counts.entry(address.filter(|_| known)).or_insert(0);
     *count += 1;
@@ -93,7 +93,7 @@ mod tests {
     }
 
     fn is_event(counts: &mut DenialCounts, number: usize) -> bool {
-        is_separate(counts, Some(address(number)))
+        count_denial(counts, Some(address(number)))
     }
 
     #[test]

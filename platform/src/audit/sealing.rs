@@ -62,7 +62,7 @@ pub enum SealError {
     /// The recorded end of the chain is not the last seal. Seals were removed, or were added without the trigger that
     /// updates the recorded end.
     #[error("the chain of seals was truncated: it ended with seal {remembered}, and now ends with {found}")]
-    CutOff {
+    Truncated {
         /// The number of the seal that was recorded as the end.
         remembered: i64,
         /// The number of the last seal.
@@ -80,7 +80,7 @@ pub enum SealError {
     OtherCluster,
     /// An older transaction is still writing, so the event is not sealed in time.
     #[error("timed out waiting for the oldest writing transaction, which belongs to {writer}")]
-    HeldUp {
+    WriterTimeout {
         /// A description of the transaction.
         writer: String,
     },
@@ -142,7 +142,7 @@ impl Sealer {
 
     fn raise_alert(&self, error: &SealError) {
         let (condition, title, instruction, action) = match error {
-            SealError::Database(_) | SealError::HeldUp { .. } => return,
+            SealError::Database(_) | SealError::WriterTimeout { .. } => return,
             SealError::OtherCluster => (
                 Condition::new("DatabaseRestored"),
                 "Sealing stopped: different PostgreSQL cluster",
@@ -155,7 +155,7 @@ impl Sealer {
                 "If the database was restored on purpose, run `after-restore`. Otherwise preserve the database unchanged, and run `audit verify` with the logged heads.",
                 "investigate",
             ),
-            SealError::CutOff { .. } | SealError::BeyondHorizon { .. } => (
+            SealError::Truncated { .. } | SealError::BeyondHorizon { .. } => (
                 TAMPERED,
                 "Audit log tampered with",
                 "Preserve the database unchanged, and run `audit verify` with the logged heads.",
@@ -206,7 +206,7 @@ pub(super) async fn wait_until_sealed(database: &Database, position: EventPositi
     while seals::covering(database, position).await?.is_none() {
         if tokio::time::Instant::now() >= deadline {
             let writer = seals::oldest_writer(database).await?;
-            return Err(SealError::HeldUp {
+            return Err(SealError::WriterTimeout {
                 writer: writer.unwrap_or_else(|| "an unknown session".to_owned()),
             });
         }
@@ -237,7 +237,7 @@ pub(super) async fn seal_next(database: &Database) -> Result<Option<SealResult>,
     let last = seals::last(&mut transaction).await?;
     let found = last.as_ref().map_or(0, |seal| seal.number);
     if found != remembered.number {
-        return Err(SealError::CutOff { remembered: remembered.number, found });
+        return Err(SealError::Truncated { remembered: remembered.number, found });
     }
     let horizon = seals::horizon(&mut transaction).await?;
     if !horizon.same_cluster {

@@ -215,20 +215,20 @@ pub(super) async fn events(
     instrument_query("audit_events.page", statement.fetch_all(connection)).await
 }
 
-/// The events after a position: their number, up to a limit, and the earliest time of recording.
-pub(super) struct Tail {
+/// The number of events after a position, up to a limit, and the earliest time of their recording.
+pub(super) struct UnsealedEvents {
     pub count: i64,
     pub oldest: Option<DateTime<Utc>>,
 }
 
 /// Counts the events after a position, up to a limit.
-pub(super) async fn tail(
+pub(super) async fn count_unsealed(
     connection: &mut PgConnection,
     after: EventPosition,
     limit: i64,
-) -> Result<Tail, sqlx::Error> {
+) -> Result<UnsealedEvents, sqlx::Error> {
     let statement = sqlx::query_as!(
-        Tail,
+        UnsealedEvents,
         r#"
         select count(*) as "count!", min(recorded_at) as oldest
         from (

@@ -44,7 +44,7 @@ pub use self::{
 };
 
 /// Time for which a connection attempt continues after the request that started it has timed out.
-const OPENING_TIME: Duration = Duration::from_secs(5);
+const OPENING_TIMEOUT_MARGIN: Duration = Duration::from_secs(5);
 
 /// The pool. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -168,7 +168,7 @@ impl Database {
         + 'static,
     ) -> Result<(PooledConnection, OwnedSemaphorePermit), sqlx::Error> {
         // The request's timeout is shorter than that of the connection attempt.
-        let opening = tokio::spawn(within(self.acquire_timeout + OPENING_TIME, connection));
+        let opening = tokio::spawn(within(self.acquire_timeout + OPENING_TIMEOUT_MARGIN, connection));
         let opened = async { opening.await.unwrap_or(Err(sqlx::Error::PoolClosed)) };
         within(self.acquire_timeout, opened).await
     }

@@ -157,14 +157,14 @@ async fn check_once(
             drop(dedicated);
             retire(pool).await;
             let (reconnected, state) = reconnect(url, migrations, states).await;
-            let demoted = is_demoted(&error).then(|| Unavailable::of(&error));
+            let demoted = is_not_writable(&error).then(|| Unavailable::of(&error));
             let unavailable = state.unavailable.map(|reason| demoted.unwrap_or(reason));
             (reconnected, State { unavailable, ..state })
         }
     }
 }
 
-fn is_demoted(error: &sqlx::Error) -> bool {
+fn is_not_writable(error: &sqlx::Error) -> bool {
     matches!(Unavailable::of(error), Unavailable::ReadOnly | Unavailable::Standby)
 }
 
@@ -215,7 +215,7 @@ async fn replace_connection(
             let _closed = timeout(RESPONSE_TIMEOUT, sqlx::Connection::close(dedicated.connection)).await;
             read_schema(DedicatedConnection { connection, opened: Instant::now() }, migrations).await
         }
-        Err(error) if is_demoted(&error) => {
+        Err(error) if is_not_writable(&error) => {
             (Some(dedicated), State { unavailable: Some(Unavailable::of(&error)), schema: None })
         }
         Err(_) => read_schema(dedicated, migrations).await,

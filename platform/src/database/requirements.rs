@@ -5,12 +5,12 @@
 use sqlx::PgConnection;
 
 /// The oldest supported major version of PostgreSQL.
-const OLDEST_MAJOR: i32 = 15;
+const MIN_MAJOR_VERSION: i32 = 15;
 
 /// The properties of a database on which the migrations depend.
 #[derive(Debug, Clone, sqlx::FromRow)]
 #[expect(clippy::struct_excessive_bools, reason = "each check reads a value of its own")]
-struct Facts {
+struct DatabaseProperties {
     version: i32,
     encoding: String,
     current_schema: Option<String>,
@@ -56,17 +56,20 @@ pub(crate) async fn unmet(connection: &mut PgConnection, role: &str) -> Result<V
          left join pg_roles as runtime on runtime.rolname = 'app_runtime'
          where owner.rolname = current_user",
     );
-    let facts: Facts = statement.bind(role).fetch_one(connection).await?;
+    let facts: DatabaseProperties = statement.bind(role).fetch_one(connection).await?;
     Ok(facts.unmet(role))
 }
 
-impl Facts {
+impl DatabaseProperties {
     fn unmet(&self, role: &str) -> Vec<String> {
         let schema = self.current_schema.as_deref().unwrap_or("none");
         let requirements = [
             (
-                self.version >= OLDEST_MAJOR,
-                format!("the server is PostgreSQL {}, and {OLDEST_MAJOR} or newer is required", self.version),
+                self.version >= MIN_MAJOR_VERSION,
+                format!(
+                    "the server is PostgreSQL {}, and {MIN_MAJOR_VERSION} or newer is required",
+                    self.version
+                ),
             ),
             (
                 self.encoding == "UTF8",
@@ -97,8 +100,8 @@ impl Facts {
 mod tests {
     use super::*;
 
-    fn sufficient() -> Facts {
-        Facts {
+    fn sufficient() -> DatabaseProperties {
+        DatabaseProperties {
             version: 15,
             encoding: "UTF8".to_owned(),
             current_schema: Some("public".to_owned()),
@@ -115,16 +118,22 @@ mod tests {
     fn each_unmet_requirement_is_named_in_one_sentence() {
         assert_eq!(sufficient().unmet("app"), Vec::<String>::new());
         for (facts, named) in [
-            (Facts { version: 14, ..sufficient() }, "PostgreSQL 14"),
-            (Facts { encoding: "SQL_ASCII".to_owned(), ..sufficient() }, "SQL_ASCII"),
-            (Facts { current_schema: Some("shop".to_owned()), ..sufficient() }, "search_path is shop"),
-            (Facts { current_schema: None, ..sufficient() }, "search_path is none"),
-            (Facts { role_exists: false, may_alter_role: false, ..sufficient() }, "role app of DATABASE_URL"),
-            (Facts { may_create: false, ..sufficient() }, "create tables"),
-            (Facts { may_create_roles: false, ..sufficient() }, "CREATEROLE"),
-            (Facts { may_grant: false, ..sufficient() }, "role app_runtime"),
-            (Facts { may_alter_role: false, ..sufficient() }, "settings of the role app"),
-            (Facts { owns_tables: false, ..sufficient() }, "another role"),
+            (DatabaseProperties { version: 14, ..sufficient() }, "PostgreSQL 14"),
+            (DatabaseProperties { encoding: "SQL_ASCII".to_owned(), ..sufficient() }, "SQL_ASCII"),
+            (
+                DatabaseProperties { current_schema: Some("shop".to_owned()), ..sufficient() },
+                "search_path is shop",
+            ),
+            (DatabaseProperties { current_schema: None, ..sufficient() }, "search_path is none"),
+            (
+                DatabaseProperties { role_exists: false, may_alter_role: false, ..sufficient() },
+                "role app of DATABASE_URL",
+            ),
+            (DatabaseProperties { may_create: false, ..sufficient() }, "create tables"),
+            (DatabaseProperties { may_create_roles: false, ..sufficient() }, "CREATEROLE"),
+            (DatabaseProperties { may_grant: false, ..sufficient() }, "role app_runtime"),
+            (DatabaseProperties { may_alter_role: false, ..sufficient() }, "settings of the role app"),
+            (DatabaseProperties { owns_tables: false, ..sufficient() }, "another role"),
         ] {
             let unmet = facts.unmet("app");
             assert_eq!(unmet.len(), 1, "{unmet:?}");

@@ -250,7 +250,7 @@ where
 
 fn report_panic(worker: &'static str, ended: &JoinError) {
     // The panic hook has already logged and counted the panic. This line adds the worker's name.
-    tracing::error!(worker, panicked = ended.is_panic(), "worker terminated within a unit of work");
+    tracing::error!(worker, panicked = ended.is_panic(), "a worker's unit of work panicked or was cancelled");
 }
 
 /// Runs `work` in a separate task, with the current correlation context and span.

@@ -58,7 +58,7 @@ pub fn command() -> Command {
                         .value_name("TIME")
                         .required(true)
                         .value_parser(parse_since)
-                        .help("Beginning of the compared time: RFC 3339, or a duration until now, such as 90m, 48h or 7d"),
+                        .help("Beginning of the compared period: RFC 3339, or a duration until now, such as 90m, 48h or 7d"),
                 ),
         )
 }

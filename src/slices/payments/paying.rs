@@ -7,8 +7,8 @@
 //! If the outcome is unknown, the payment stays `processing`, the response is 202, and recovery takes over. From
 //! step 1 on, the work runs in a separate task, so that neither a disconnect nor a deadline abandons a charge.
 //!
-//! Like [`idempotency::run`], paying and refunding look up the key only after a rejection, because the first statement
-//! claims it. There are two differences:
+//! As in [`idempotency::run`], the first statement claims the key, so no lookup of the key precedes it. The key is looked
+//! up only if a check rejects the request, or if the first statement begins nothing. There are two differences:
 //!
 //! - An earlier request may have no response yet. The payment's current state is then the replay.
 //! - The response of an earlier request may be deleted already. The payment is then found by its gateway key, and
@@ -213,8 +213,8 @@ impl Payments {
         Ok(payment)
     }
 
-    /// Leaves the payment to recovery: its next poll is due after one recovery interval. Releases the idempotency key,
-    /// so that a retry by the client gets the payment's current state.
+    /// Leaves the payment to recovery: its next poll is due after one recovery interval. Releases the idempotency key
+    /// from its lease: a retry by the client then gets the payment's current state, and no longer a 409.
     async fn leave_to_recovery(
         &self,
         payment: Payment,

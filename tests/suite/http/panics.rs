@@ -32,7 +32,9 @@ async fn a_worker_that_panics_is_started_again_and_its_work_is_done() {
     service.customer().await;
     let panic = the_only_panic(&service, "seal.inserted").await;
     let ended = service
-        .logs_that("the end of the run", |line| line["message"] == "worker terminated within a unit of work")
+        .logs_that("the end of the run", |line| {
+            line["message"] == "a worker's unit of work panicked or was cancelled"
+        })
         .await;
     assert_eq!((&ended["worker"], &ended["panicked"]), (&"audit_sealing".into(), &true.into()), "{ended:#}");
     assert_eq!(ended["correlation_id"], panic["correlation_id"], "both lines belong to the same run");

@@ -92,7 +92,10 @@ fn the_service_accepts_the_settings_of_every_overlay() {
             .unwrap_or_else(|mistakes| panic!("{overlay}: {mistakes}"));
         assert_eq!(config.process.environment.as_str(), overlay);
     }
-    assert!(!format!("{pod:?}").contains("migration"), "the service has no access to the owner's password");
+    assert!(
+        !format!("{pod:?}").contains("migration"),
+        "only the migration is allowed to have the URL with the owner's password"
+    );
     let of_the_migration = variables(only_container(&migration));
     assert_eq!(of_the_migration.into_keys().collect::<Vec<_>>(), ["DATABASE_MIGRATION_URL", "DATABASE_URL"]);
 }
@@ -185,8 +188,8 @@ fn all_pods_fit_into_the_databases_connection_limit() {
         let connections_per_pod: u32 = settings(overlay)["DATABASE_MAX_CONNECTIONS"].parse().unwrap();
         assert!(
             max_pods * (connections_per_pod + 1) < DEFAULT_CONNECTION_LIMIT,
-            "{overlay}: {max_pods} pods need {connections_per_pod} connections and one for the monitor each, and the \
-             migration needs one"
+            "{overlay}: each of {max_pods} pods needs {connections_per_pod} connections and one to monitor the database, \
+             and the migration needs one: more than {DEFAULT_CONNECTION_LIMIT}"
         );
     }
 }
@@ -275,7 +278,7 @@ fn the_replicated_database_confirms_a_commit_on_two_instances() {
     );
     assert!(
         spec["instances"].as_u64().unwrap() > 1 + synchronous["number"].as_u64().unwrap(),
-        "one instance may be lost"
+        "after the loss of one instance, too few instances can confirm a commit"
     );
     let connections: u32 =
         spec["postgresql"]["parameters"]["max_connections"].as_str().unwrap().parse().unwrap();

@@ -224,7 +224,8 @@ async fn sampled_traces_are_complete() {
     for sampler in ["traceidratio", "parentbased_traceidratio"] {
         assert_eq!(count_sampled(sampler, "0", 20).await, 0, "{sampler}");
         assert_eq!(count_sampled(sampler, "1", 20).await, 20, "{sampler}");
-        // Six standard deviations (of seven requests each) around the mean.
+        // The mean is 100 requests, and the standard deviation is 7 requests. The bounds are six standard deviations
+        // below and above the mean.
         let half = count_sampled(sampler, "0.5", REQUESTS).await;
         assert!((58..=142).contains(&half), "{sampler}: {half} of {REQUESTS}");
     }
@@ -237,7 +238,7 @@ async fn the_standard_exporter_setting_is_supported() {
     let _served = silent.anonymous().get(PUBLIC).header("x-correlation-id", "not-exported").await.is(200);
     let line = silent.logs_that("the access line", |line| line["correlation_id"] == "not-exported").await;
     assert!(line["trace_id"].is_string(), "logs still have the ids: {line:#}");
-    assert!(silent.terminate().await.success(), "ended spans would be sent before the exit");
+    assert!(silent.terminate().await.success(), "the exit, before which an active exporter sends its spans");
     assert_eq!(collector.requests(), 0);
 
     let sending = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "otlp").start().await;

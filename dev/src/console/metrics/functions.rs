@@ -26,8 +26,8 @@ pub(super) fn increase(samples: &[Sample], range: Range) -> Option<f64> {
     let covered = seconds(last.at - first.at);
     let average_interval = covered / count(samples.len() - 1);
     let (mut to_start, mut to_end) = (seconds(first.at - range.start), seconds(range.end - last.at));
-    // If an edge is at least 1.1 average intervals from the next sample, the series is assumed to begin or end in
-    // between.
+    // If an edge is at least 1.1 average intervals from the nearest sample, the series is assumed to begin or end half
+    // an average interval from that sample.
     if to_start >= average_interval * 1.1 {
         to_start = average_interval / 2.0;
     }

@@ -12,7 +12,8 @@ use super::{
     vectors,
 };
 
-/// Maximum age of the current value of a series, in milliseconds. A series that has ended has no current value.
+/// Maximum age of the current value of a series, in milliseconds. A series whose last sample is a stale marker has no
+/// current value.
 const LOOKBACK_MS: i64 = 5 * 60 * 1000;
 
 /// A parsed expression.

@@ -153,7 +153,7 @@ mod tests {
         let mut store = Store::default();
         let mut sizes = Vec::new();
         for scrape in 0..4_000_i64 {
-            // A label value that never repeats, such as an error's number.
+            // Each scrape has a new label value, as if a label contained the id of a request.
             let text = format!("steady 1\nfleeting{{number=\"{scrape}\"}} 1\n");
             store.record_scrape(scrape * 2_000, "service", "one", Some(&text));
             sizes.push(store.size());

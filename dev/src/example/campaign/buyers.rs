@@ -111,7 +111,7 @@ impl Buyers {
     }
 
     /// Starts to measure, at each replica, the time until a write succeeds. Called when the new primary accepts writes.
-    pub(super) fn failed_over(&mut self, failover: Failover, test_bed: &TestBed) {
+    pub(super) fn start_probes(&mut self, failover: Failover, test_bed: &TestBed) {
         self.failover = Some(failover);
         for replica in test_bed.replicas() {
             let shop = Arc::clone(&self.shop);
@@ -265,21 +265,22 @@ impl Shop {
             .map(|(product, quantity)| json!({ "product_id": product, "quantity": quantity }))
             .collect();
         let key = Uuid::now_v7().to_string();
-        let (_status, placed) =
-            self.insist(api, "v1/orders", &format!("order-{key}"), &json!({ "items": items })).await?;
+        let (_status, placed) = self
+            .send_until_acknowledged(api, "v1/orders", &format!("order-{key}"), &json!({ "items": items }))
+            .await?;
         let order = id_of(&placed)?;
         self.report().orders += 1;
         self.purchases().insert(key.clone(), Purchase { order, payment: None });
         Some((key, order))
     }
 
-    /// Pays an order, and retries until the outcome is known. Returns `None` if [`Self::insist`] returns `None`, for
+    /// Pays an order, and retries until the outcome is known. Returns `None` if [`Self::send_until_acknowledged`] returns `None`, for
     /// example for an order that is unknown to the service.
     async fn pay(&self, order: Uuid, key: &str) -> Option<Uuid> {
         let (path, card) = (format!("v1/orders/{order}/payments"), json!({ "payment_method": "pm_card_ok" }));
         let mut acknowledged = false;
         loop {
-            let (status, paid) = self.insist(&self.api, &path, key, &card).await?;
+            let (status, paid) = self.send_until_acknowledged(&self.api, &path, key, &card).await?;
             let payment = id_of(&paid)?;
             if let Some(purchase) = self.purchases().get_mut(key) {
                 purchase.payment = Some(payment);
@@ -295,7 +296,13 @@ impl Shop {
 
     /// Retries a request until it succeeds. Returns `None` at the end of the campaign, if the resource is unknown to
     /// the service, and for a response that the API contract does not allow.
-    async fn insist(&self, api: &Url, path: &str, key: &str, body: &Value) -> Option<(u16, Value)> {
+    async fn send_until_acknowledged(
+        &self,
+        api: &Url,
+        path: &str,
+        key: &str,
+        body: &Value,
+    ) -> Option<(u16, Value)> {
         let url = api.join(path).ok()?;
         let mut refused = None;
         while !*self.stopped.borrow() {
@@ -318,7 +325,7 @@ impl Shop {
                 401 => refused = Some(token),
                 404 => return None,
                 _ if requests_retry(&response) => {
-                    *self.report().turned_away.entry(status).or_default() += 1;
+                    *self.report().retry_responses.entry(status).or_default() += 1;
                 }
                 _ => {
                     let text = response.text().await.unwrap_or_default();

@@ -20,7 +20,7 @@ pub struct FailoverReport {
     /// Charges and refunds of the gateway whose rows are lost.
     pub orphans: OrphanReport,
     /// Number of responses that request a retry, by status.
-    pub turned_away: BTreeMap<u16, u64>,
+    pub retry_responses: BTreeMap<u16, u64>,
     /// Requests without a response.
     pub unanswered: u64,
     /// Responses that the API contract does not allow.
@@ -49,7 +49,7 @@ impl FailoverReport {
             double_charges: 0,
             restored_by_retry: 0,
             orphans: OrphanReport::default(),
-            turned_away: BTreeMap::new(),
+            retry_responses: BTreeMap::new(),
             unanswered: 0,
             unexpected: Vec::new(),
         }
@@ -95,7 +95,7 @@ impl fmt::Display for FailoverReport {
             self.double_charges,
             self.restored_by_retry,
             self.orphans,
-            self.turned_away,
+            self.retry_responses,
             self.unanswered,
             self.unexpected.len(),
         )

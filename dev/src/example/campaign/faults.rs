@@ -54,7 +54,8 @@ pub enum Secret {
     WebhookSecret,
 }
 
-/// A fault. Delays, stalls, rotated secrets and gateway faults last until all faults of the round end.
+/// A fault. Delays, stalls, rotated secrets and gateway faults last until the end of the
+/// round's fault period.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
     /// `kill -9` of a replica.

@@ -220,7 +220,7 @@ async fn inject_faults(
         while let Some(scheduled) = upcoming.next_if(|scheduled| scheduled.after <= started.elapsed()) {
             test_bed.inject(&scheduled.fault, progress).await?;
             if let (Fault::Failover(failover), Some(buyers)) = (&scheduled.fault, &mut buyers) {
-                buyers.failed_over(*failover, test_bed);
+                buyers.start_probes(*failover, test_bed);
             }
         }
         test_bed.restart_dead(progress)?;

@@ -16,7 +16,7 @@ use crate::{
 /// cannot delay the end of the process.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Names of the export variables after `OTEL_EXPORTER_OTLP_`, or after `OTEL_EXPORTER_OTLP_TRACES_` or
+/// Ends of the names of the export variables. Each follows `OTEL_EXPORTER_OTLP_`, `OTEL_EXPORTER_OTLP_TRACES_` or
 /// `OTEL_EXPORTER_OTLP_LOGS_`.
 const EXPORT_VARIABLES: [&str; 5] = ["COMPRESSION", "ENDPOINT", "HEADERS", "PROTOCOL", "TIMEOUT"];
 

@@ -8,7 +8,7 @@
 //!   listing is found in a later listing. Only an unreadable object without a reference is recorded at once.
 //! - A charge without a payment is a finding at once. A payment is committed before its charge is sent, and the
 //!   database is read after the gateway's response. A missing payment was therefore lost.
-//! - A payment without a charge is a finding only after all charges of the compared time were listed. The payment must
+//! - A payment without a charge is a finding only after all charges of the compared period were listed. The payment must
 //!   also be older than [`MIN_AGE`], because a new charge may be missing in the listing for a while.
 //! - A payment is skipped while its request may still be sending the charge.
 //! - Each finding is recorded once, as a discrepancy. Reconciliation refunds nothing, and settles only payments and
@@ -52,7 +52,7 @@ use super::{
     store::reconciliation::{self as store, AgedRecord, IdRange},
 };
 
-/// Time by which the compared times of consecutive runs overlap. The overlap covers the delay of new charges and
+/// Time by which the compared periods of consecutive runs overlap. The overlap covers the delay of new charges and
 /// refunds in the gateway's listing, and the difference between clocks.
 const OVERLAP: TimeDelta = TimeDelta::minutes(2);
 
@@ -206,10 +206,10 @@ impl Step {
     }
 }
 
-/// A run: the beginning of the compared time, and the last step.
+/// A run: the beginning of the compared period, and the last step.
 #[derive(Debug, Clone, Copy)]
 struct Run {
-    /// Beginning of the compared time.
+    /// Beginning of the compared period.
     since: DateTime<Utc>,
     started_at: DateTime<Utc>,
     last_step: Step,

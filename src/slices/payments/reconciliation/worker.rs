@@ -55,7 +55,7 @@ impl Scope {
         }
     }
 
-    /// Returns the duration from the beginning of the compared time to the latest complete run.
+    /// Returns the duration from the beginning of the compared period to the latest complete run.
     fn lookback(self) -> Duration {
         match self {
             Self::Recent => OVERLAP.to_std().unwrap_or_default(),

@@ -18,26 +18,26 @@ use super::{
 pub struct LeasedRun {
     /// Time at which the run began, on the database's clock.
     pub started_at: DateTime<Utc>,
-    /// Beginning of the compared time.
+    /// Beginning of the period whose records the run compares.
     pub since: DateTime<Utc>,
     pub step: String,
     pub position: Option<String>,
-    /// Number of pages of the run, including this one.
+    /// Number of pages leased in this run so far, including the page of this lease.
     pub pages: i32,
 }
 
-/// The lengths of a lease and of the compared time.
+/// The lengths of a lease and of the compared period.
 #[derive(Debug, Clone, Copy)]
 pub struct RunLimits {
     pub lease: Duration,
-    /// Duration from the beginning of the compared time to the latest complete run.
+    /// Duration from the beginning of the compared period to the beginning of the latest complete run.
     pub lookback: Duration,
-    /// Maximum length of the compared time.
+    /// Maximum length of the compared period.
     pub max_lookback: Duration,
 }
 
-/// Leases the next page of a scope's run, and begins a run if one is due and none is in progress. Returns `None` if no
-/// run is due, or another replica has the lease.
+/// Leases the next page of a scope's run, and begins a run if one is due and none is in progress. Each scope, such as
+/// the newest minutes, has its own runs. Returns `None` if no run is due, or another replica has the lease.
 pub async fn lease_run(
     database: &Database,
     scope: &str,
@@ -140,7 +140,8 @@ pub struct ListedObjects {
 }
 
 impl ListedObjects {
-    /// Adds an object. The id of an unreadable object is empty, and matches no record.
+    /// Adds an object. The id of an unreadable object is empty. Its record is found by the reference, but not marked as
+    /// listed.
     pub fn add(&mut self, reference: GatewayKey, id: &str) {
         self.references.push(reference.0);
         self.ids.push(id.to_owned());
@@ -165,8 +166,8 @@ pub struct ComparedPayment {
 /// Returns the payments with these references. Sets `listed_at` of each payment whose charge is listed for the first
 /// time.
 ///
-/// A row that another transaction has locked is skipped, and marked by a later run. So no settlement waits for this
-/// statement, and no deadlock is possible.
+/// A row that another transaction has locked is skipped, and marked by a later run. So this statement
+/// waits for no row lock, and no deadlock is possible.
 pub async fn match_payments(
     database: &Database,
     listed: &ListedObjects,
@@ -272,7 +273,7 @@ pub async fn match_refunds(
     found.collect()
 }
 
-/// A payment or refund of the compared time, and whether the gateway has listed its charge or refund.
+/// A payment or refund of the compared period, and whether the gateway has listed its charge or refund.
 #[derive(Debug)]
 pub struct AgedRecord {
     pub id: Uuid,
