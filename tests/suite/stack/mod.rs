@@ -4,6 +4,7 @@ pub(crate) mod alerting;
 mod compose;
 pub(crate) mod files;
 mod queries;
+mod standby;
 pub(crate) mod tools;
 mod workflows;
 
