@@ -199,7 +199,7 @@ async fn a_second_refund_and_a_refund_of_another_amount_are_found() {
     wait_until_recorded_once(&service, &[("second refund", refund), ("amount", refund)]).await;
 }
 
-/// Returns this UUIDv7 with a timestamp that is eleven minutes earlier.
+/// Returns this `UUIDv7` with a timestamp that is eleven minutes earlier.
 fn eleven_minutes_older(id: Uuid) -> Uuid {
     Uuid::from_u128(id.as_u128() - ((11 * 60 * 1000) << 80))
 }
