@@ -26,6 +26,8 @@ pub struct Schema {
     pub spans: BTreeSet<String>,
     pub span_attributes: BTreeSet<String>,
     pub log_fields: BTreeSet<String>,
+    /// The names of all kinds that change only in a release whose changelog names them.
+    pub stable: BTreeSet<String>,
 }
 
 static SCHEMA: LazyLock<Schema> = LazyLock::new(Schema::read);
@@ -58,8 +60,11 @@ impl Schema {
                 Some("Log fields") => &mut self.log_fields,
                 _ => continue,
             };
-            let rows = section.lines().filter_map(|row| row.strip_prefix("| `")?.split('`').next());
-            names.extend(rows.map(str::to_owned));
+            for row in section.lines() {
+                let name = row.strip_prefix("| `").and_then(|row| row.split('`').next());
+                names.extend(name.map(str::to_owned));
+                self.stable.extend(name.filter(|_| row.contains("| stable |")).map(str::to_owned));
+            }
         }
     }
 

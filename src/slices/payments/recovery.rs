@@ -317,6 +317,7 @@ impl Payments {
                 self.settle_found_refund(refund, &found).await
             }
             SendResult::Rejected(status) => {
+                tracing::warn!(%status, refund_id = %refund.id, "the gateway rejected a resent refund");
                 self.record_mismatch("refunds", refund.id, "refused", status.as_str()).await?;
                 Ok(PollResult::NeedsReview)
             }

@@ -145,6 +145,7 @@ impl Payments {
                     break;
                 }
                 SendResult::Rejected(status) => {
+                    tracing::warn!(%status, refund_id = %open.id, calls, "the gateway rejected the refund");
                     self.record_mismatch("refunds", open.id, "refused", status.as_str()).await?;
                     needs_review = true;
                     break;

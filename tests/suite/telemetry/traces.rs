@@ -1,6 +1,7 @@
 //! Traces as received by a collector.
 use axum::{Router, http::HeaderMap};
 use dev::harness::{Collector, PATH, ROUTE, Service, Span, SpanKind, SpanStatus, TABLE, WAIT_TIMEOUT};
+use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 
@@ -51,6 +52,7 @@ async fn a_request_has_the_scheme_and_the_server_that_its_client_used() {
         let path = format!("{PUBLIC}?token=a-secret");
         let request = service.anonymous().get(path).header("host", "shop.example");
         let request = request.header("x-forwarded-proto", "https").header("x-correlation-id", scheme);
+        let request = request.header("user-agent", "a-browser/1.0");
         let _served = request.await.is(200);
         let span = collector.wait_for_request(PUBLIC, scheme).await;
         assert_attributes(
@@ -60,10 +62,26 @@ async fn a_request_has_the_scheme_and_the_server_that_its_client_used() {
                 ("url.path", json!(PUBLIC)),
                 ("server.address", json!("shop.example")),
                 ("server.port", json!(port)),
+                ("user_agent.original", json!("a-browser/1.0")),
             ],
         );
         assert!(!format!("{span:?}").contains("a-secret"), "{span:#?}");
     }
+}
+
+#[tokio::test]
+async fn an_unknown_method_is_an_attribute_and_no_name() {
+    let collector = Collector::start().await;
+    let service = builder().traced_by(&collector).start().await;
+    let brew = service.anonymous().request(Method::from_bytes(b"BREW").unwrap(), "/coffee");
+    let _unknown = brew.header("x-correlation-id", "brew").await.is(404);
+    let is_brew = |span: &Span| span.attributes.get("correlation_id").is_some_and(|id| id == "brew");
+    let span = collector.wait_for_span("the span of the request", is_brew).await;
+    assert_attributes(
+        &span,
+        &[("http.request.method", json!("_OTHER")), ("http.request.method_original", json!("BREW"))],
+    );
+    assert!(!span.name.contains("BREW"), "{}", span.name);
 }
 
 #[tokio::test]
