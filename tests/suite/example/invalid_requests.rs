@@ -35,22 +35,8 @@ async fn invalid_fields_have_pointers() {
 async fn a_malformed_filter_of_orders_gets_400() {
     let service = service().await;
     let customer = service.customer().await;
-    for query in [
-        "limit=0",
-        "limit=101",
-        "limit=-1",
-        "limit=ten",
-        "limit=1.5",
-        "limit=",
-        "limit=1&limit=2",
-        "cursor=nonsense",
-        "cursor=",
-        "cursor=AAAA",
-        "status=lost",
-        "status=",
-        "status=PAID",
-        "customer_id=me",
-    ] {
+    // `http::problems` has the malformed limits and cursors of this route.
+    for query in ["status=lost", "status=", "status=PAID", "customer_id=me"] {
         let rejected = customer.get(format!("/v1/orders?{query}")).await;
         assert_eq!(rejected.status, 400, "{query}: {rejected}");
         let _rejected = rejected.is_problem(400, "malformed-request");

@@ -14,8 +14,8 @@ use dev::{
 };
 use sqlx::PgPool;
 
-use super::repository;
-use crate::EXECUTABLE;
+use super::{repository, tools::free_address};
+use crate::{EXECUTABLE, audit::verification::Scratch};
 
 /// Timeout of a script that ends by itself.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,7 +28,7 @@ struct Primary {
     programs: PathBuf,
     /// The user and the group of the server, if they are not those of this process.
     user: Option<(u32, u32)>,
-    volume: PathBuf,
+    volume: Scratch,
 }
 
 impl Primary {
@@ -38,12 +38,11 @@ impl Primary {
         let directories =
             "select current_setting('data_directory'), setting from pg_config where name = 'BINDIR'";
         let (data, programs): (String, String) = sqlx::query_as(directories).fetch_one(&admin).await.unwrap();
-        let volume = env::temp_dir().join(format!("standby-{}", std::process::id()));
-        fs::create_dir(&volume).unwrap();
-        let (owner, this) = (fs::metadata(&data).unwrap(), fs::metadata(&volume).unwrap());
+        let volume = Scratch::new();
+        let (owner, this) = (fs::metadata(&data).unwrap(), fs::metadata(volume.path("")).unwrap());
         let user = (owner.uid() != this.uid()).then(|| (owner.uid(), owner.gid()));
         if let Some((uid, gid)) = user {
-            chown(&volume, Some(uid), Some(gid)).unwrap();
+            chown(volume.path(""), Some(uid), Some(gid)).unwrap();
         }
         Self { server, admin, data: data.into(), programs: programs.into(), user, volume }
     }
@@ -93,25 +92,24 @@ async fn a_promoted_standby_has_every_commit_and_accepts_writes() {
         sqlx::query(statement).execute(&primary.admin).await.unwrap();
     }
 
-    let copy = primary.volume.join("copy");
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let copy = primary.volume.path("copy");
+    let address = free_address();
+    let (_, port) = address.split_once(':').unwrap();
     // The arguments of the primary, which a copy of its files does not have.
     let settings = "select format('%s=%s', name, setting) from pg_settings
         where name like 'max%' and context = 'postmaster'";
     let mut settings: Vec<String> = sqlx::query_scalar(settings).fetch_all(&primary.admin).await.unwrap();
     settings.extend([
-        format!("port={free}"),
+        format!("port={port}"),
         "listen_addresses=127.0.0.1".to_owned(),
         "unix_socket_directories=".to_owned(),
     ]);
     let arguments: Vec<_> = settings.iter().flat_map(|setting| ["-c", setting]).collect();
-    let standby = primary
-        .script("standby.sh", &arguments)
-        .env("PGUSER", "replicator")
-        .env("PGPASSWORD", "demo")
-        .env("PGDATA", &copy)
-        .start()
-        .unwrap();
+    let start = || {
+        let script = primary.script("standby.sh", &arguments).env("PGUSER", "replicator");
+        script.env("PGPASSWORD", "demo").env("PGDATA", &copy).start().unwrap()
+    };
+    let standby = start();
     eventually("the standby is synchronous", async || {
         assert!(standby.exited().is_none(), "{:#?}", standby.lines());
         let state = "select sync_state from pg_stat_replication where state = 'streaming'";
@@ -120,7 +118,7 @@ async fn a_promoted_standby_has_every_commit_and_accepts_writes() {
     })
     .await;
 
-    let hosts = format!("127.0.0.1:{},127.0.0.1:{free}", primary.port());
+    let hosts = format!("127.0.0.1:{},{address}", primary.port());
     let url = |user: &str| format!("postgres://stack_{user}:demo@{hosts}/stack");
     let (service, owner) = (url("service"), url("owner"));
     let settings = [("APP_ENV", "test"), ("DATABASE_URL", &*service), ("DATABASE_MIGRATION_URL", &*owner)];
@@ -130,10 +128,15 @@ async fn a_promoted_standby_has_every_commit_and_accepts_writes() {
     let postmaster = fs::read_to_string(primary.data.join("postmaster.pid")).unwrap();
     let killed = Command::new("kill").args(["-QUIT", postmaster.lines().next().unwrap()]).status().unwrap();
     assert!(killed.success());
-    succeed(primary.program("pg_ctl", &["promote", "--pgdata", copy.to_str().unwrap()])).await;
+    succeed(primary.program("pg_ctl", &["promote", "--pgdata", &copy])).await;
     // The command writes to the new primary, and would wait forever for a standby of it.
     let repeated = run(Path::new(EXECUTABLE), &["migrate"], &settings).await.succeeded();
     assert!(repeated.starts_with("applied 0"), "{repeated}");
     standby.stop(SCRIPT_TIMEOUT).await.unwrap();
-    fs::remove_dir_all(&primary.volume).unwrap();
+
+    // The container is restarted without the lost primary.
+    let restarted = start();
+    let repeated = run(Path::new(EXECUTABLE), &["migrate"], &settings).await.succeeded();
+    assert!(repeated.starts_with("applied 0"), "{repeated}\n{:#?}", restarted.lines());
+    restarted.stop(SCRIPT_TIMEOUT).await.unwrap();
 }

@@ -189,7 +189,7 @@ impl Server {
 
 /// Returns a free address. The test selects the address, because the configuration of Prometheus must contain the
 /// address before the start.
-fn free_address() -> String {
+pub(super) fn free_address() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()
 }
