@@ -1,8 +1,8 @@
 # Two images from one build: `service` is released, and `demo` has the seed, the traffic and the simulators of the stack.
 #
 # Dependencies are a separate layer, built from the manifests alone, so a change of the sources does not rebuild them.
-# `service` is distroless: no shell, no package manager; its health check is the executable itself. `demo` has the shell
-# that stops its child processes. Neither runs as root or writes to its root file system.
+# `service` is distroless: no shell, no package manager; its health check is the executable itself. `demo` has a shell,
+# because a shell script stops its child processes. Neither runs as root or writes to its root file system.
 #
 # Docker uses the digests. The tags document them, and Renovate updates both.
 ARG RUST_IMAGE=rust:1.95.0-slim-bookworm@sha256:d7482085ff5b415f84dba5647ae71606650bdef00db7aeb69f4b3d170c3e4082
@@ -20,8 +20,8 @@ COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY platform/Cargo.toml platform/Cargo.toml
 COPY dev/Cargo.toml dev/Cargo.toml
-# No image contains `bench`, so its manifest is enough for Cargo. A project may have deleted it, and COPY fails if a pattern
-# matches no file, so COPY has a second source that always exists.
+# No image contains `bench`, so its manifest is enough for Cargo. A project may have deleted `bench`: the pattern then matches
+# no file. COPY fails without any file, so it has a second source that always exists.
 COPY Cargo.lock bench/Cargo.tom[l] bench/
 RUN mkdir -p src platform/src dev/src bench/src \
     && echo 'fn main() {}' | tee src/main.rs bench/src/main.rs > dev/src/main.rs \

@@ -19,7 +19,7 @@ SUCCESSES = open(os.environ["CONTRACT_SUCCESSES"], "a", buffering=1)
 
 # These operations end the session, so each call has a session of its own.
 ENDS_SESSION = {"log_out", "change_password"}
-# The password of the document's example of a password change.
+# The current password in the OpenAPI document's example of a password change.
 PASSWORD = "correct horse battery staple"
 
 choices = random.Random(1)
@@ -59,7 +59,7 @@ def is_valid(case):
 
 
 def without_fractions(value):
-    """JSON Schema counts 1.0 as an integer. The service requires integers to be written without a fraction."""
+    """Replaces numbers such as 1.0 with 1, because JSON Schema counts 1.0 as an integer, and the service does not."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list):
@@ -89,7 +89,10 @@ def after_call(ctx, case, response):
 
 @schemathesis.check
 def valid_requests_are_understood(ctx, response, case):
-    """Checks that a request that fits the document is not malformed, and is invalid only if the operation describes why."""
+    """Checks that the service does not report a request as malformed or invalid although the request fits the document.
+
+    The service may report a request as invalid if the operation has a 422 response with a description of its own.
+    """
     if not is_valid(case) or response.status_code not in (400, 422):
         return
     problem = json.loads(response.content)["type"]

@@ -6,10 +6,10 @@
 //! for, so the time of closed connections is counted too.
 use std::{fs, path::Path, time::Duration};
 
-/// Unit in which the kernel reports times to programs, on every architecture that Rust supports on Linux.
+/// Clock ticks per second in `/proc` (`USER_HZ`), on every architecture that Rust supports on Linux.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// The times in one line of `/proc/PID/stat`.
+/// The parent and the CPU times of a process, from `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stat {
     parent: u32,
@@ -24,7 +24,7 @@ fn parse(stat: &str) -> Option<Stat> {
     // parenthesis.
     let (_, fields) = stat.rsplit_once(") ")?;
     let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
-    // Fields are counted from the state, which is the third field of proc(5).
+    // `field` is a field number of proc(5), which counts from 1. `fields` begins with the state, which is field 3.
     let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
     Some(Stat {
         parent: number(4)?.try_into().ok()?,
@@ -41,7 +41,7 @@ fn time(ticks: u64) -> Duration {
     Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND)
 }
 
-/// Returns the CPU time of this process since its start.
+/// Returns the CPU time of a process since its start.
 pub fn of_process(pid: u32) -> Option<Duration> {
     Some(time(stat(pid)?.own))
 }

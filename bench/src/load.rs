@@ -2,8 +2,8 @@
 //!
 //! The load generator is part of the project, because no available generator is suitable. Each of the fixed-rate
 //! generators available through `cargo` (oha, goose, rlt) has one of three problems. Some cannot send a different
-//! `Idempotency-Key` with each request. Some measure the latency from the sending instead of the due time. Others use
-//! more CPU per request than the service. wrk has no open loop at all.
+//! `Idempotency-Key` with each request. Some measure the latency from the time of sending, not from the time at which
+//! the request was due. Others use more CPU per request than the service. wrk has no open loop at all.
 //!
 //! *Closed*: each client sends its next request after the response to the previous one. A closed loop measures capacity
 //! and does not measure latency: a stalled service simply receives fewer requests (coordinated omission).
@@ -46,7 +46,7 @@ pub struct Window {
     pub length: Duration,
 }
 
-/// Builds the request with a given number. A number is never used twice in a run.
+/// Function that builds the request with a given number. A number is never used twice in a run.
 pub type Requests = Arc<dyn Fn(u64) -> Request<Full<Bytes>> + Send + Sync>;
 
 /// The result of the requests whose response arrived within the window.
@@ -151,7 +151,7 @@ impl Run {
         clients.join_all().await.into_iter().collect()
     }
 
-    /// Sends the due time of each request, until the run ends.
+    /// Sends the due time of each request to the clients as soon as it is due, until the run ends.
     fn send_due_times(&self, per_second: f64, due: &mpsc::UnboundedSender<Instant>) {
         let began = Instant::now();
         for number in 0_u32.. {

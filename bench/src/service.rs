@@ -83,7 +83,8 @@ impl Server {
         Self::launch(launch, address, Some(ops), &format!("http://{ops}/readyz")).await
     }
 
-    /// Starts any other server. The server is ready as soon as it responds to `ready` with any status.
+    /// Starts a server, and waits until it is ready. A server with an operations listener is ready once the URL `ready`
+    /// returns a success. Any other server is ready once `ready` returns a response with any status.
     pub async fn launch(
         launch: Launch,
         address: SocketAddr,

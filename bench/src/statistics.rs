@@ -2,7 +2,7 @@
 //!
 //! A ratio is computed within each round, followed by the median over the rounds. The contenders of a round run
 //! directly one after the other. Other activity of the machine (another tenant, a changed clock rate) therefore affects
-//! both, and cancels out.
+//! the numerator and the denominator alike, and cancels out.
 use std::fmt::{self, Display, Formatter};
 
 /// The median, the minimum and the maximum of several rounds.

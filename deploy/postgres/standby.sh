@@ -1,6 +1,6 @@
 #!/bin/sh
-# Copies the primary on an empty volume, and runs the copy as its synchronous standby. The PG… variables lead to the primary,
-# as the role `replicator`. Arguments are passed to the server.
+# Copies the primary on an empty volume, and runs the copy as its synchronous standby. PGHOST is the primary, and PGUSER is the
+# role `replicator`. Arguments are passed to the server.
 set -eu
 sql() { psql --no-psqlrc --output /dev/null --set ON_ERROR_STOP=1 --dbname postgres --command "$1"; }
 # Only the first start needs the primary: a standby must be able to start, and to be promoted, after the loss of the primary.

@@ -1,4 +1,4 @@
-//! Runs of cargo by this program, which build the service and expand its queries.
+//! Runs of cargo by this program. They build the service, and expand its sqlx macros for `cargo dev prepare`.
 //!
 //! `cargo run` has replaced itself with this process, so the build directory is not locked. A build of the same
 //! packages is fast, because nearly everything is up to date.
@@ -60,7 +60,7 @@ pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Chi
     Err(Error::Failed(arguments.first().copied().unwrap_or_default().to_owned()))
 }
 
-/// Returns the cargo that runs this program, or the user's cargo if this program was started without cargo.
+/// Returns the cargo that started this program, or the `cargo` in `PATH` if this program was started without cargo.
 pub(crate) fn program() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }

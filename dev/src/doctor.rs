@@ -1,4 +1,5 @@
-//! Lists the programs that this machine lacks for each command, and the commands that install them.
+//! `cargo dev doctor`: lists the programs that this machine lacks for each command, such as `cargo test`, with the
+//! command that installs the programs.
 use std::{env, path::Path, time::Duration};
 
 use crate::{postgres, process::Launch};

@@ -31,17 +31,17 @@ use crate::{
 /// Age of the restored state: [`Change::Restore`] restores the database to its state this long before the request.
 const RESTORE_SPAN: Duration = Duration::from_secs(30);
 
-/// Interval of base backups. A restore reads the WAL since a base backup, so the primary keeps the WAL since the oldest
-/// stored backup.
+/// Interval of base backups. A restore replays the WAL since a base backup, so the primary must keep all WAL since its
+/// oldest stored backup. Regular backups limit the size of this WAL.
 const BACKUP_INTERVAL: Duration = Duration::from_mins(10);
 
-/// Deadline of `after-restore`, which reads the records of called services too.
+/// Deadline of the service's command `after-restore`, which also reads the records of the external services.
 const AFTER_RESTORE_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Deadline of reading a node's state.
 const STATE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Number of remembered changes.
+/// Maximum number of remembered changes.
 const MAX_REPORTS: usize = 20;
 
 /// A change of the primary, identified by its name in URLs.
@@ -118,7 +118,7 @@ impl Replication {
         self.reports.borrow().clone()
     }
 
-    /// Returns the remembered changes as periods, oldest first.
+    /// Returns the remembered changes as periods of faults, oldest first.
     pub fn periods(&self) -> Vec<Period> {
         let period = |report: &ChangeReport| Period {
             fault: match report.change {
@@ -196,15 +196,15 @@ async fn read_node(url: &Url) -> Result<(bool, Option<Value>), sqlx::Error> {
     Ok(state)
 }
 
-/// The command `after-restore`, which runs before clients reach a restored database.
+/// The service's command `after-restore`, which must run before clients reach a restored database.
 #[derive(Clone, Debug)]
 pub struct AfterRestore {
     pub executable: PathBuf,
-    /// The URL of the service's role.
+    /// Connection URL with the service's PostgreSQL role.
     pub url: Url,
-    /// The URL of the owner of the schema.
+    /// Connection URL with the PostgreSQL role that owns the schema.
     pub owner_url: Url,
-    /// The files with the service's log lines, which contain the heads of the audit chain.
+    /// The files with the service's log lines. They contain the heads of the audit log (`docs/audit.md`).
     pub logs: Vec<PathBuf>,
 }
 
@@ -258,7 +258,7 @@ impl Operator {
     }
 
     /// Carries out requests and makes base backups, until the future is dropped. `settings` are the service's settings.
-    /// A restore reaches no further back than to the start of this function.
+    /// The first base backup is made at the start, so a restore cannot go back further than the start of this function.
     pub async fn run(&mut self, settings: &[(String, String)], progress: &dyn Fn(&str)) -> Infallible {
         let mut clock = interval(BACKUP_INTERVAL);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -23,7 +23,7 @@
 //! - [`otlp`]: receives spans and log records over OTLP
 //! - [`secret`]: secrets of the tools
 //! - [`traffic`]: generates light, realistic traffic
-//! - [`update`]: merges a newer revision of the template
+//! - [`update`]: merges a newer revision of the template into a generated project
 pub mod alert_inbox;
 pub mod cargo;
 pub mod console;

@@ -164,7 +164,8 @@ async fn main() -> ExitCode {
     })
 }
 
-/// Prints one line to standard error in a single write. A closed standard error must not stop the work.
+/// Prints one line to standard error in a single write. A write error is ignored, because a closed standard error must
+/// not stop the work.
 fn print(line: &str) {
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }

@@ -3,9 +3,9 @@
 //! This module replaces `cargo sqlx prepare`, and needs neither that tool nor an existing database. The migrations of
 //! this checkout run on a temporary database, and the query macros describe their queries with this database.
 //!
-//! The platform, the slices and the rest of the service each have their own directory of descriptions, so that a
-//! project can replace the slices together with their descriptions. sqlx first searches the directory that
-//! `SQLX_OFFLINE_DIR` in `.cargo/config.toml` names, and then `.sqlx` in the directory of the package.
+//! The platform (`platform/src`), the slices (`src/slices`) and the rest of the service each have their own directory
+//! of descriptions, so that a project can replace the slices together with their descriptions. sqlx first searches the
+//! directory that `SQLX_OFFLINE_DIR` in `.cargo/config.toml` names, and then `.sqlx` in the directory of the package.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,

@@ -1,8 +1,8 @@
 //! Merges a newer revision of the template into a generated project.
 //!
 //! `cargo generate` renders the template twice with the project's answers: at the revision that the project has, and at
-//! the new one. Git merges the difference between the two into the project, so edits and renames of the project stay.
-//! `docs/decisions` states the alternatives.
+//! the new one. Git applies the difference between the two renderings to the project, so the project's own edits and
+//! renames stay. `docs/decisions` states the alternatives.
 use std::{
     collections::HashSet,
     ffi::OsStr,
@@ -57,8 +57,8 @@ pub enum Merge {
 }
 
 /// Merges the revision `to` of the template `from` (a URL or a path) into the project of the current directory, on a
-/// new branch. `since` is the template's revision that the project has. Without `since`, the record or the template's
-/// history determines this revision.
+/// new branch. `since` is the template's revision that the project has. Without `since`, `.template.toml` or the
+/// template's history determines this revision.
 pub fn run(from: &str, to: &str, since: Option<&str>, progress: &dyn Fn(&str)) -> Result<Merge, Error> {
     let current = Git { directory: PathBuf::from(".") };
     let root = PathBuf::from(current.run(["rev-parse", "--show-toplevel"])?);
@@ -168,8 +168,8 @@ impl Update {
     }
 
     /// Returns the template's revision whose files are most similar to the commit that added the record. Of equally
-    /// similar revisions, the oldest is selected. A revision that is too old causes conflicts. A revision that is too
-    /// new loses changes of the template.
+    /// similar revisions, the oldest is selected. A revision that is too old only causes conflicts, but a revision that
+    /// is too new silently loses changes of the template.
     fn origin(&self, newest: &str) -> Result<String, Error> {
         let added = self.project.run(["log", "--diff-filter=A", "--format=%H", "--", RECORD])?;
         let first = added.lines().last().ok_or(Error::NoOrigin)?;

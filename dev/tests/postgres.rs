@@ -253,7 +253,7 @@ async fn a_replicated_server_recovers_to_a_moment_repeatedly() {
         run(&url, "insert into things (kept) values (true)").await;
         let moment = query::<DateTime<Utc>>(&url, "select clock_timestamp()").await;
         run(&url, "insert into things (kept) values (false)").await;
-        // A newer backup does not reach back to the moment.
+        // `recover` must use the older backup, because this backup ends after the moment.
         server.back_up().await.unwrap();
         let reached = server.recover(moment, &|_| ()).await.unwrap();
         assert_eq!(reached, moment);

@@ -80,7 +80,8 @@ impl Environment {
         self.post(format!("{}/api/database/{change}", self.console), json!({})).await.0
     }
 
-    /// Waits until this number of changes has ended and a synchronous standby is connected. Returns the last result.
+    /// Waits until this number of changes has ended. Asserts that the last change succeeded, and that the primary has a
+    /// synchronous standby. Returns the last result.
     async fn wait_for_changes(&self, count: usize) -> String {
         let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {

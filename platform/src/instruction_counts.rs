@@ -3,7 +3,8 @@
 //!
 //! Callgrind counts the instructions during a unit test that calls the function, so private functions can be counted,
 //! too. The counts are those of the unoptimized test build, because compiling a release build would take longer than
-//! all the tests. An additional pass, allocation or formatting makes a function more expensive in both builds.
+//! all the tests. The counts still detect an additional pass, allocation or formatting, which makes a function more
+//! expensive in both builds.
 // Other targets and optimized builds have other counts.
 #![cfg(all(debug_assertions, target_arch = "x86_64", target_os = "linux"))]
 

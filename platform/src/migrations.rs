@@ -86,7 +86,8 @@ pub struct MigrationReport {
 pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<MigrationReport, MigrateError> {
     let owner = settings.owner();
     wait_until_reachable(owner, settings.startup_wait).await?;
-    // No statement timeout is set, because a migration, or the wait for another replica's migration, may take any time.
+    // The statement timeout is disabled, because a migration, or the wait for another replica's migration, may take any
+    // time.
     let url = owner.clone().application_name("migrate").without_statement_timeout();
     let mut connection = url.connect().await.map_err(sqlx::migrate::MigrateError::from)?;
     let role = settings.url.username().to_owned();
@@ -95,7 +96,7 @@ pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migra
     if !unmet.is_empty() {
         return Err(MigrateError::Requirements(unmet));
     }
-    // sqlx's own lock covers neither the creation of its table nor the grants below.
+    // sqlx's own lock covers neither the creation of the table `_sqlx_migrations` nor the grants below.
     execute(&mut connection, "select pg_advisory_lock(hashtext('migrate'))").await?;
     let before = applied(&mut connection).await?;
     execute(&mut connection, LIMIT_LOCK_WAITS).await?;
@@ -120,8 +121,8 @@ pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migra
     Ok(MigrationReport { applied: after.len() - before.len(), version })
 }
 
-/// Applies the missing migrations, and begins an audit epoch if necessary. Each migration is a transaction of its own,
-/// so the call can be repeated after an error.
+/// Applies the missing migrations, and starts a new audit epoch if the cluster is a different one. Each migration is a
+/// transaction of its own, so the call can be repeated after an error.
 async fn apply(
     connection: &mut PgConnection,
     migrations: &Migrator,
@@ -172,8 +173,8 @@ async fn is_newer(
     Ok(true)
 }
 
-/// Starts a new audit epoch if the database was loaded into another cluster, because the transaction ids of two
-/// clusters cannot be compared.
+/// Starts a new audit epoch if the database was loaded into another cluster. Audit events are ordered by epoch, and
+/// then by transaction id, because the transaction ids of two clusters cannot be compared.
 async fn begin_audit_epoch(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let event = Event::new(EventType::Audit, "audit_epochs", "begin", EventResult::Success);
     let started_epoch: Option<i32> = sqlx::query_scalar("select begin_audit_epoch($1)")
@@ -204,8 +205,8 @@ async fn grant_rights(
     let statement_timeout = statement_timeout.as_millis().to_string();
     let mut settings = vec![("statement_timeout", &*statement_timeout)];
     settings.extend(ROLE_SETTINGS);
-    // A commit that precedes the call of another service must survive any crash. Every value except `off` is durable
-    // enough, so the choice of the server's operator is not changed.
+    // A commit that precedes the call of another service must survive any crash. Every value except `off`
+    // guarantees this, and is kept.
     if synchronous_commit(connection, role).await? == "off" {
         settings.push(("synchronous_commit", "on"));
     }
@@ -226,8 +227,8 @@ async fn grant_rights(
     Ok(())
 }
 
-/// Executes a statement built by `format`, with the quoting of `%I` and `%L`. The database's name is the last
-/// argument.
+/// Executes a statement that PostgreSQL's function `format` builds, which quotes names (`%I`) and values (`%L`). The
+/// last argument of `format` is the database's name.
 async fn execute_formatted(
     connection: &mut PgConnection,
     template: &str,
@@ -246,7 +247,8 @@ async fn execute_formatted(
 
 /// Returns the value of `synchronous_commit` in a new session of `role`. A value that is set for the role or for the
 /// database takes precedence over the server's value. The server's value is read from this session. If this session's
-/// own role overrides that value, `off` is returned, so that the caller sets the parameter.
+/// own role overrides the server's value, that value is unknown. Then `off` is returned, so that the caller sets the
+/// parameter.
 async fn synchronous_commit(connection: &mut PgConnection, role: &str) -> Result<String, sqlx::Error> {
     let statement = sqlx::query_scalar(
         "select coalesce(

@@ -2,7 +2,7 @@
 //!
 //! **Proxies.** No client uses a proxy. By default, reqwest takes a proxy from `HTTP_PROXY` and similar variables,
 //! which are often set for another program. That proxy could read the bodies and credentials of `http` calls. The gRPC
-//! exporter of traces ignores these variables in any case. `docs/settings.md` states the rule.
+//! exporter of traces ignores these variables in any case. `docs/settings.md` documents that they have no effect.
 //!
 //! **Certificates.** Every client trusts the certificates of the operating system, or those of `SSL_CERT_FILE` and
 //! `SSL_CERT_DIR`. The connections of the database and of the exporter of traces do the same.

@@ -1,10 +1,10 @@
 //! Login attempts, counted for lockouts (NIST SP 800-53 AC-7). Each attempt is counted before the password is verified,
-//! and a successful login removes its network's attempts from the counts.
+//! and a successful login removes the attempts of the client's network from the counts.
 //!
-//! If attempts were counted after verification, a hundred parallel attempts could pass while the password of the first
-//! is still being hashed. Attempts on unknown accounts are counted too, so that a lockout does not reveal whether an
-//! account exists. Attempts are counted by `ClientAddress::network`, like the rate limits, because a client with one
-//! address of an IPv6 /64 network usually controls the whole network.
+//! Hashing a password is slow. If attempts were counted after the verification, a hundred parallel attempts could pass
+//! the limit before the first one is counted. Attempts on unknown accounts are counted too, so that a lockout does not
+//! reveal whether an account exists. Attempts are counted by `ClientAddress::network`, like the rate limits, because a
+//! client with one address of an IPv6 /64 network usually controls the whole network.
 use std::{
     net::IpAddr,
     sync::{Arc, OnceLock},
@@ -46,8 +46,8 @@ pub(super) enum AttemptResult {
 }
 
 /// Keyed hash of an e-mail address, in the table of attempts and in the audit log. The same address has the same hash
-/// in both, and a copy of either does not reveal the address. Without the key, an attacker could hash guessed addresses
-/// and compare the results.
+/// in both, and a copy of either does not reveal the address. With an unkeyed hash, an attacker could hash guessed
+/// addresses and compare the results.
 pub(super) struct Pseudonym([u8; 32]);
 
 impl Pseudonym {

@@ -1,8 +1,8 @@
 //! Passwords that attackers try first (NIST SP 800-63B-4, section 3.1.1.2), rejected wherever a password is chosen.
 //!
 //! The check looks the password up, and does not estimate its strength. The time of an estimate depends on the
-//! password, so an unauthenticated client could choose the cost of the computation. The whole password is compared with
-//! each entry, never a part of the password.
+//! password, so an unauthenticated client could choose the cost of the computation. The check compares the whole
+//! password with each entry, so a password may contain a common password or a name.
 use passwords::analyzer::is_common_password;
 
 /// Returns whether the password is a common one, or derived from the user's e-mail address or name, or from the name of
@@ -10,13 +10,14 @@ use passwords::analyzer::is_common_password;
 pub(super) fn contains(password: &str, email: &str, name: &str) -> bool {
     let account = email.split('@').next().unwrap_or_default();
     let names = [email, account, name, env!("CARGO_PKG_NAME")].into_iter().chain(name.split_whitespace());
-    // The list has some passwords only with capital letters, so the password is looked up unchanged and in lower case.
+    // The list has some passwords only in a spelling with capital letters, so the password is looked up unchanged and
+    // in lower case.
     is_common_password(password)
         || is_common_password(password.to_lowercase())
         || names.map(normalized).any(|name| is_derived(&normalized(password), &name))
 }
 
-/// Returns whether the password is the name, with or without digits before and after the name.
+/// Returns whether the password is the name. Digits before and after the password and the name are ignored.
 fn is_derived(password: &str, name: &str) -> bool {
     let is_same = |password: &str, name: &str| !name.is_empty() && password == name;
     is_same(password, name)

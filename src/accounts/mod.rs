@@ -4,8 +4,7 @@
 //!
 //! - Only [`passwords`] hashes and verifies passwords.
 //! - The service sends a session's token in clear text in one response, and stores only the token's hash.
-//! - No login of an unauthenticated client reveals whether an account exists, neither by the response nor by the
-//!   response time.
+//! - The response to a failed login, and its response time, do not reveal whether the account exists.
 mod attempts;
 mod authentication;
 mod blocklist;

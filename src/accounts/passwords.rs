@@ -14,8 +14,8 @@ use tokio::sync::Semaphore;
 use super::Settings;
 use super::model::Password;
 
-/// Memory in KiB of all concurrent hashes, unless a setting limits their number. This is half of the 512 MiB of a pod
-/// in `deploy/kubernetes`.
+/// Maximum memory of all concurrent hashes in KiB, if `PASSWORD_HASHING_CONCURRENCY` is not set. This is half of the
+/// 512 MiB that a pod may use in `deploy/kubernetes`.
 const MAX_HASHING_MEMORY_KIB: u32 = 256 * 1024;
 
 /// Hashes and verifies passwords. Cheap to clone.
@@ -54,7 +54,7 @@ impl Passwords {
         let permits = settings
             .password_hashing_concurrency
             .map_or_else(|| default_permits(cores, settings.argon2_memory_kib), NonZeroU32::get);
-        // A semaphore has a maximum number of permits.
+        // `Semaphore::new` panics above `MAX_PERMITS`.
         let permits = usize::try_from(permits).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self {
             argon2,

@@ -116,9 +116,9 @@ async fn change_password(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A client within the limit of logins, registrations and changes of passwords, each of which hashes a password and is
-/// therefore expensive. This type is an extractor, so that a request over the limit is rejected before its body is
-/// read.
+/// A client that has not exceeded the rate limit of logins, registrations and password changes. These requests are
+/// limited because each of them hashes a password, which is expensive. This type is an extractor, so that a request
+/// over the limit is rejected before its body is read.
 struct LimitedClient(ClientAddress);
 
 impl FromRequestParts<Accounts> for LimitedClient {

@@ -132,8 +132,9 @@ pub(super) async fn end(database: &Database, caller: &Caller) -> Result<(), sqlx
     Ok(())
 }
 
-/// Ends every session, with one audit event, because a restore of the database can bring back sessions that had ended.
-/// Returns the number of ended sessions, and the event that the caller must log after the commit.
+/// Ends every session after a restore of the database, because the restore can bring back sessions that had ended.
+/// Records one audit event for all of them. Returns the number of ended sessions, and the event that the caller must
+/// log after the commit.
 pub async fn end_all(
     connection: &mut PgConnection,
     reason: &str,

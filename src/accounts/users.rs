@@ -171,8 +171,8 @@ pub(super) async fn renew_hash(
     Ok(renewed)
 }
 
-/// Parses a role. A constraint limits the column to the names that the schema knows, so an unknown name comes from the
-/// schema of a newer release.
+/// Parses a role. A check constraint limits the column to valid names, so a name that this release does not know was
+/// added by a newer release.
 pub(super) fn role(text: &str) -> Result<Role, sqlx::Error> {
     Role::parse(text).ok_or_else(|| sqlx::Error::Decode(format!("unknown role {text:?}").into()))
 }

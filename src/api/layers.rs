@@ -44,8 +44,8 @@ pub(super) fn around(
             // One address can use only a part of the requests in flight, so that slow bodies from one address do not
             // block other addresses.
             .layer(middleware::from_fn_with_state(in_flight_by_address, shares::limit_in_flight_by_address))
-            // The layers below wait for the body and for the database. The next two layers limit the time and the body
-            // size.
+            // The inner layers and the handlers wait for the body and for the database. The next two layers therefore
+            // limit the duration of the request and the size of the body.
             .layer(middleware::from_fn_with_state(settings.request_timeout, limits::deadline))
             .layer(middleware::from_fn_with_state(body_limit, limits::body_limit))
             // Before authentication, so that the limit also protects the lookup of the session.

@@ -59,7 +59,7 @@ impl Module {
 }
 
 /// Returns the routes of every module. The router and the `OpenAPI` document are both created from this list, so that
-/// the document contains every served route.
+/// the document contains every route of a module.
 fn modules() -> [Module; 3] {
     [
         Module::new(accounts::routes(), |app| app.accounts.clone()),

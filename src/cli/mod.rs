@@ -173,7 +173,7 @@ fn migrate(reader: Reader) -> Outcome {
     Ok(())
 }
 
-/// Runs a command of a slice. The command connects to the database with the service's role.
+/// Runs a command of a slice. The command connects with the service's database role.
 fn slice_command(name: &str, arguments: &ArgMatches) -> Outcome {
     outbound::install_tls_provider();
     let settings = reader(arguments)?.finish(database::Settings::read)?;

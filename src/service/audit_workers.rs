@@ -11,16 +11,18 @@ use platform::{
 
 use crate::config::Config;
 
-/// Interval at which the partitions of the coming months are created.
+/// Interval at which the audit log's partitions of the coming months are created.
 const PARTITION_INTERVAL: Duration = Duration::from_hours(6);
 
-/// Interval at which summary events are recorded for the denials that were only counted.
+/// Interval at which summary events are recorded for denials that have no event of their own. After many denials from
+/// one address in a minute, [`Denials`] only counts further ones.
 const DENIAL_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Interval between two checks for new failures to record audit events.
 const FAILURE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Starts the workers that seal and monitor the audit log, record counted denials, and create partitions.
+/// Starts the workers that seal and monitor the audit log, record summary events for counted denials, and create
+/// partitions.
 pub(super) fn start(
     workers: &Workers,
     config: &Config,

@@ -1,8 +1,8 @@
 //! The wiring: the only module that connects all others.
 //!
 //! [`serve`] creates everything that lives as long as the process, passes it to the other modules, and stops it. The
-//! shutdown ends requests and workers first, then the parts that they use, and the telemetry last. Parts that need more
-//! than a line have their own modules:
+//! shutdown ends requests and workers first, then the parts that they use, and the telemetry last. The longer parts of
+//! the wiring have their own modules:
 //!
 //! - `startup`: the checks of the database before the service accepts requests
 //! - `audit_workers`: the workers of the audit log, and the audit events of the process itself
@@ -202,7 +202,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
     })
 }
 
-/// Records summary events for the denials that were only counted since the last summary.
+/// Records summary events for the denials that [`Denials`] has only counted since the last summary.
 async fn record_denials(denials: &Denials, deadline: Instant) {
     match timeout_at(deadline, denials.flush()).await {
         Ok(Ok(())) => {}

@@ -1,5 +1,5 @@
 //! Startup checks of the database. The service does not start with an unusable database. In staging and production, the
-//! service also does not start if its role can rewrite the audit log, or if a crash can lose commits.
+//! service also does not start if its database role can rewrite the audit log, or if a crash can lose commits.
 use std::{
     future::ready,
     time::{Duration, Instant},
@@ -55,8 +55,8 @@ async fn retry<T>(deadline: Instant, step: impl AsyncFn() -> Result<T, ServeErro
     }
 }
 
-/// Checks the schema, cluster, privileges and session settings of the database. Outside of development and test, excess
-/// privileges and lossy commits are errors.
+/// Checks the schema, cluster, privileges and session settings of the database. In staging and production, a role that
+/// can rewrite the audit log is an error, and so are commits that a crash can lose.
 async fn check(database: &Database, config: &Config) -> Result<(), ServeError> {
     let schema = database.schema_state(&MIGRATIONS).await?;
     match schema {

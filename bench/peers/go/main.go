@@ -1,4 +1,5 @@
-// The peer in Go: the two routes, composed as the documentation of its modules recommends.
+// The peer in Go: the routes POST /v1/orders and GET /v1/orders/{id}, composed as the documentation of its modules
+// recommends.
 package main
 
 import (

@@ -1,4 +1,4 @@
-//! The same request with growing numbers of clients and of connections.
+//! `POST /v1/orders` with growing numbers of clients and of connections in the service's pool.
 use super::{Run, Size, failures, figures, next_run};
 use crate::{
     interleave::{Rounds, over_http},

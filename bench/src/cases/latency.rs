@@ -15,7 +15,7 @@ use crate::{
 /// Requests per second, below the capacity of a machine with two cores that also runs the load and the database.
 const RATE: [f64; 1] = [300.0];
 
-/// Rates of a run with `--long`, from light load to nearly full load.
+/// Requests per second of a run with `--long`, from light load to nearly full load.
 const RATES: [f64; 3] = [150.0, 300.0, 600.0];
 
 /// Number of open connections. All connections are in use at once only if the contender stalls.

@@ -99,7 +99,7 @@ fn next_run() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Builds the table that most cases share.
+/// Builds a table with the figures that most cases report, one row for each contender.
 fn figures(contenders: &[(String, &Rounds)]) -> Table {
     let mut table = Table::new(&[
         "contender",
@@ -126,7 +126,8 @@ fn figures(contenders: &[(String, &Rounds)]) -> Table {
     table
 }
 
-/// Returns the CPU time per response, or NaN on a system that does not report CPU times.
+/// Returns the CPU time of a process per response, in microseconds. Returns NaN if the run has no such process, or on a
+/// system that does not report CPU times.
 fn cpu_of(sample: &Sample, process: MeasuredProcess) -> f64 {
     sample.cpu.get(&process).copied().unwrap_or(f64::NAN)
 }

@@ -31,7 +31,8 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     database.add_orders(0, 2 * payments).await?;
     let settings = [
         ("DATABASE_MAX_CONNECTIONS", POOL_SIZE.to_string()),
-        // The service admits payments to at most half of its in-flight requests, so all payments of both parts fit.
+        // At most half of the in-flight requests may wait for the gateway. No payment of this case is rejected, because
+        // half of this limit is the number of all its payments.
         ("MAX_REQUESTS_IN_FLIGHT", (4 * payments).to_string()),
         ("GATEWAY_TIMEOUT_MS", "8000".to_owned()),
     ];

@@ -49,7 +49,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     Ok(section(&framework, &levels))
 }
 
-/// Measures in a fresh database for each run, so that all runs compare orders at the same table sizes.
+/// Measures one run in a fresh database, so that the orders of all runs are placed in tables of the same size.
 async fn measure(
     run: &Run<'_>,
     level: &mut Level,

@@ -1,4 +1,4 @@
-//! The receiver of alerts: a page with every received alert, and the runbooks that alerts link to.
+//! The receiver of alerts. It serves a page with the latest alerts, and the runbooks that the alerts link to.
 //!
 //! The inbox stores the latest alerts of Alertmanager and of the service in memory. In production, a pager, a queue and
 //! an external heartbeat monitor take its place.
@@ -93,7 +93,7 @@ impl Inbox {
             let until = async move {
                 let _ = stopped.wait_for(|stop| *stop).await;
             };
-            // An error is ignored, because the sender of an alert retries a failed request.
+            // `axum::serve` never returns an error.
             let _ = axum::serve(listener, router).with_graceful_shutdown(until).await;
         });
         Ok(Self { address, shared, stop, task })

@@ -1,4 +1,4 @@
-//! The view *Audit*: the newest events and seals, and the verification of the chain by the service.
+//! The view *Audit*: the newest events and seals, and the verification of the chain of seals by the service.
 //!
 //! The console reads the tables as the owner of the schema, because the API would record each read in the audit log.
 use std::{
@@ -93,14 +93,15 @@ pub(super) struct Verification {
     seconds: f64,
 }
 
-/// Returns whether the log contains a head of the chain. The log can be larger than memory, so it is read line by line.
+/// Returns whether the service's log contains a head: the number and the hash of the newest seal at that time. The log
+/// can be larger than memory, so it is read line by line.
 fn contains_heads(log: &Path) -> bool {
     let lines = File::open(log).map(|file| BufReader::new(file).lines());
     lines.is_ok_and(|lines| lines.map_while(Result::ok).any(|line| line.contains("\"seal_hash\"")))
 }
 
-/// Runs the service's `audit verify` as the service's restricted role. The command also checks the heads in the log, if
-/// the log has heads.
+/// Runs the service's `audit verify` as the service's restricted role. If the log has heads, the command also compares
+/// the stored seals with these heads.
 pub(super) async fn verify(
     executable: &Path,
     database_url: &Url,

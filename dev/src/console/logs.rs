@@ -43,7 +43,7 @@ pub(super) struct Line {
     correlation_id: String,
     trace_id: String,
     span_id: String,
-    /// All other fields of the line.
+    /// All other fields of the line, except `service`, `version` and `request_id`.
     fields: Map<String, Value>,
 }
 

@@ -5,7 +5,7 @@
 //! bounds.
 //!
 //! - [`traces`], [`logs`], [`metrics`]: received telemetry
-//! - [`now`], [`panels`]: the first view, with its charts and figures
+//! - [`now`], [`panels`]: the view *Now*, with its charts and figures
 //! - [`rules`], [`alerting`]: the project's alerting rules, and a real Prometheus if it is installed
 //! - [`audit`]: the audit log and its verification
 //! - [`watcher`]: background tasks: scraping, reading the log, reconciliation
@@ -80,11 +80,11 @@ pub enum Error {
 #[derive(Clone)]
 pub struct ObservedSystem {
     pub executable: PathBuf,
-    /// The URL of the service's role.
+    /// Connection URL with the service's PostgreSQL role.
     pub database_url: Url,
-    /// The URL of the owner of the schema.
+    /// Connection URL with the PostgreSQL role that owns the schema.
     pub owner_url: Url,
-    /// The file with the service's log lines, which contain the heads of the audit chain.
+    /// The file with the service's log lines. They contain the heads of the audit log (`docs/audit.md`).
     pub log: Option<PathBuf>,
     pub faults: Switchboard,
     /// The primary and its standby, if the database has one.
@@ -92,7 +92,7 @@ pub struct ObservedSystem {
     /// Reconciliation with an external ledger, if the service has one.
     pub reconciliation: Option<Comparison>,
     pub traffic: Option<Switch>,
-    /// Data directory of a real Prometheus. `None` starts no Prometheus.
+    /// Data directory of a real Prometheus and Alertmanager. With `None`, neither is started.
     pub prometheus: Option<PathBuf>,
     pub scrape_interval: Duration,
 }
@@ -147,14 +147,14 @@ struct State {
     system: OnceLock<ObservedSystem>,
     alerting: OnceLock<AlertingStack>,
     inbox: Inbox,
-    /// The trace that `/traces/first` shows.
+    /// Id of the trace that `/traces/first` shows, set once the console has received the trace.
     first_trace: OnceLock<String>,
     /// Notifies the open pages of changes.
     counters: watch::Sender<ChangeCounters>,
     /// The newest figures.
     latest: watch::Sender<Option<Snapshot>>,
     client: reqwest::Client,
-    /// Prevents concurrent verifications.
+    /// Prevents concurrent verifications of the audit log.
     verifying: tokio::sync::Mutex<()>,
 }
 
@@ -268,7 +268,7 @@ impl Console {
         tasks.shutdown().await;
     }
 
-    /// Returns a stream of the status lines from now on.
+    /// Returns a stream of all future status lines.
     pub fn status_lines(&self) -> StatusLines {
         StatusLines(self.state.latest.subscribe())
     }

@@ -32,13 +32,13 @@ pub(super) struct Chart {
     id: &'static str,
     title: &'static str,
     unit: &'static str,
-    /// Names of the lines, in display order. A name in braces stands for the values of that label.
+    /// Names of the lines, in display order. A name in braces is a label, and each value of the label names one line.
     lines: Vec<&'static str>,
     /// The `PromQL` expressions of the lines.
     expressions: Vec<String>,
 }
 
-/// All figures computed after one scrape.
+/// The values of all charts and figures after one scrape.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Snapshot {
     /// Milliseconds since 1970.
@@ -165,7 +165,7 @@ impl Snapshot {
     }
 }
 
-/// Replaces a name in braces with the value of that label.
+/// Returns the name of a line. A name in braces is replaced with the element's value of this label.
 fn line_name(name: &str, element: &Element) -> String {
     match name.strip_prefix('{').and_then(|name| name.strip_suffix('}')) {
         Some(label) => element.labels.get(label).cloned().unwrap_or_default(),

@@ -1,6 +1,6 @@
 //! The charts and figures of the view *Now* that apply to every service.
 
-/// A chart. It has one line for each element of the result of a `PromQL` expression.
+/// A chart. It has one line for each element in the results of its `PromQL` expressions.
 pub(crate) struct Panel {
     pub(crate) id: &'static str,
     pub(crate) title: &'static str,
@@ -10,7 +10,7 @@ pub(crate) struct Panel {
     pub(crate) lines: &'static [(&'static str, &'static str)],
 }
 
-/// The charts of requests, displayed before the charts of the example.
+/// The charts of requests, displayed before the charts of `example::PANELS`.
 pub(super) const REQUEST_PANELS: &[Panel] = &[
     Panel {
         id: "requests",
@@ -43,7 +43,7 @@ pub(super) const REQUEST_PANELS: &[Panel] = &[
     },
 ];
 
-/// The charts of the database, displayed after the charts of the example.
+/// The charts of the database, displayed after the charts of `example::PANELS`.
 pub(super) const DATABASE_PANELS: &[Panel] = &[
     Panel {
         id: "database",

@@ -1,4 +1,4 @@
-//! The API of the page.
+//! The HTTP API that the console's page calls.
 //!
 //! The server pushes changes: `/api/stream` sends a counter for each kind of data, and the newest figures. If a counter
 //! of the displayed data has changed, the page fetches the data again with its filters.

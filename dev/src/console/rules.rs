@@ -59,7 +59,8 @@ pub(super) struct RuleState {
     /// console.
     pub(super) state: String,
     pub(super) since: Option<DateTime<Utc>>,
-    /// The left operand of the comparison.
+    /// Current value of the left operand of the rule's comparison. If there are several values, the value farthest from
+    /// zero.
     pub(super) value: Option<f64>,
     /// The operator and the right operand of the comparison.
     pub(super) limit: Option<String>,

@@ -27,7 +27,7 @@ pub(super) struct Traces {
 struct Trace {
     spans: Vec<Span>,
     bytes: usize,
-    /// Number of spans dropped at the limit.
+    /// Number of spans that were not stored, because the trace already had [`MAX_SPANS`] spans.
     dropped_spans: usize,
 }
 

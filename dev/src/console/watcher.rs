@@ -22,7 +22,7 @@ const MIN_RECONCILIATION_INTERVAL: Duration = Duration::from_secs(30);
 /// tables a reconciliation is slow, and the pause grows with its duration.
 const RECONCILIATION_PAUSE_FACTOR: u32 = 20;
 
-/// Scrapes every replica, requests its health, and computes the figures.
+/// Scrapes every replica periodically, requests its health, and computes the figures.
 pub(super) async fn scrape(state: Arc<State>, every: Duration) {
     let mut clock = interval(every);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -41,7 +41,7 @@ pub(super) async fn scrape(state: Arc<State>, every: Duration) {
     }
 }
 
-/// The address of a replica, and its metrics. `None` without a valid response.
+/// The address of a replica, and its metrics. `None` means that `/metrics` did not respond with status 200.
 type ScrapeResult = (String, Option<String>);
 
 async fn request_status(client: reqwest::Client, replica: Replica) -> ScrapeResult {
@@ -93,7 +93,8 @@ pub(super) async fn reconcile(state: Arc<State>, compare: Comparison) {
     }
 }
 
-/// Waits for the trace that `/traces/first` shows, and pins it.
+/// Waits until the console has received the trace that `/traces/first` shows, and pins it, so that it is never dropped.
+/// The query [`example::FIRST_TRACE`] selects the trace.
 pub(super) async fn find_first_trace(state: Arc<State>, system: ObservedSystem) {
     loop {
         if let Ok(Some(trace_id)) = first_trace(&state, &system).await
@@ -134,7 +135,7 @@ pub(super) async fn evaluate_rules(state: Arc<State>, system: ObservedSystem) {
     }
 }
 
-/// Starts Prometheus and Alertmanager as soon as the address of the first replica is known.
+/// Starts Prometheus and Alertmanager, unless they already run or the address of the first replica is not known yet.
 fn start_alerting(state: &State, directory: Option<&Path>) {
     let target = lock(&state.replicas).first().map(|replica| replica.ops.clone());
     if let (Some(directory), Some(target), None) = (directory, target, state.alerting.get())

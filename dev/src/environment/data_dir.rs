@@ -51,7 +51,7 @@ impl DataDir {
         Ok(Self { directory, lock })
     }
 
-    /// Writes the addresses of this run, which the error of a second run contains.
+    /// Writes the addresses of this run into the lock file. The error of a second run contains the addresses.
     pub(super) fn write_addresses(&mut self, line: &str) -> io::Result<()> {
         writeln!(self.lock, "{line}")
     }
@@ -65,7 +65,7 @@ impl DataDir {
         &self.directory
     }
 
-    /// Returns an empty directory for temporary data.
+    /// Creates an empty directory for temporary data. Deletes the temporary data of an earlier run.
     pub(super) fn scratch(&self) -> Result<PathBuf, Error> {
         let path = self.directory.join("scratch");
         match std::fs::remove_dir_all(&path) {

@@ -1,4 +1,4 @@
-//! The database of the environment: creation, migration, and one user of every role.
+//! The database of the environment: creation, migration, and one user of the service for every user role.
 use std::{path::Path, time::Duration};
 
 use rand::distr::{Alphanumeric, SampleString as _};
@@ -15,8 +15,8 @@ use crate::{
 /// Deadline of a command of the service.
 const COMMAND_DEADLINE: Duration = Duration::from_mins(2);
 
-/// One user of every role. The passwords are constant, because the database persists between runs. The passwords need
-/// no secrecy, because they protect only a database on this machine.
+/// One user for every user role. The passwords are constant, because the database persists between runs. The passwords
+/// need no secrecy, because they protect only a database on this machine.
 pub(super) const LOGINS: [Login; 4] = [
     CUSTOMER,
     SUPPORT,
@@ -41,16 +41,17 @@ pub(crate) struct Login {
 /// A database that is ready for the service.
 #[derive(Debug)]
 pub(crate) struct Database {
-    /// The URL of the service's role, for the tools of this crate.
+    /// Connection URL with the service's PostgreSQL role, for the tools of this crate.
     pub(crate) url: Url,
-    /// The URL of the service's role, for the service. For a replicated database, this URL contains the addresses of
-    /// all nodes. For a single server, this URL equals `url`.
+    /// Connection URL with the service's PostgreSQL role, for the service. For a replicated database, this URL contains
+    /// the addresses of all nodes. For a single server, this URL equals `url`.
     pub(crate) service_url: String,
-    /// The URL of the owner of the schema.
+    /// Connection URL with the PostgreSQL role that owns the schema.
     pub(crate) owner_url: Url,
 }
 
-/// Creates the database, its roles, its schema and its users. Existing parts stay, but the passwords of roles change.
+/// Creates the database, its PostgreSQL roles, its schema and the users of the service. Existing parts stay, but the
+/// PostgreSQL roles get new passwords. With `fresh`, an existing database is dropped first.
 pub(crate) async fn prepare(
     server: &Server,
     executable: &Path,

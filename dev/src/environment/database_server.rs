@@ -66,7 +66,8 @@ impl DatabaseServer {
         }
     }
 
-    /// Carries out the console's requests, until the future is dropped. `settings` are the service's settings.
+    /// Carries out the console's requests for a failover or a restore, until the future is dropped. `settings` are the
+    /// service's settings.
     pub(super) async fn run(&mut self, settings: &[(String, String)], progress: &dyn Fn(&str)) -> Infallible {
         match self {
             Self::Single(_) => std::future::pending().await,

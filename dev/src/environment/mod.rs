@@ -55,7 +55,7 @@ use crate::{
     traffic::{self, Traffic},
 };
 
-/// Interval of reconciliations while the service runs.
+/// Interval of the reconciliations that are reported on the terminal. The console runs its own reconciliations.
 const RECONCILIATION_INTERVAL: Duration = Duration::from_mins(10);
 
 /// Options of `cargo dev`.

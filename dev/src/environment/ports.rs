@@ -16,8 +16,8 @@ pub enum Error {
     Unusable { port: u16, source: io::Error },
 }
 
-/// Timeout for the watchdog of a killed earlier run to free the ports. The watchdog first stops the processes
-/// gracefully.
+/// Maximum wait for a port. After an earlier run was killed, its processes keep their ports until the watchdog has
+/// stopped the processes gracefully.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// The service's ports, on this machine only.

@@ -1,4 +1,4 @@
-//! The text that lists all addresses and example commands.
+//! The text that `cargo dev` prints after the start: all addresses and example commands.
 use std::{fmt, path::Path};
 
 use url::Url;

@@ -74,7 +74,7 @@ impl Service {
         Err(Error::NotReady { waited: READY_DEADLINE, last_lines: self.last_lines() })
     }
 
-    /// Returns the service's output from its start.
+    /// Returns a reader of the service's output, which starts at the oldest line in memory.
     pub(super) fn log(&self) -> Follower {
         self.child.follow()
     }

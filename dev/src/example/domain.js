@@ -1,4 +1,4 @@
-// The domain part of the page: its figures, faults and reconciliation.
+// The domain part of the console's page: figures, faults and reconciliation.
 import { number } from "./format.js";
 
 const BREAKER = { 0: ["closed", "good"], 1: ["half-open", "warn"], 2: ["open", "bad"] };

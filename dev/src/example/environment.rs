@@ -24,8 +24,9 @@ use crate::environment::{
     screen::{AUTHORIZED, JSON, NEW_KEY},
 };
 
-/// Maximum time that a stopping environment waits until every payment and refund has an outcome. The recovery worker
-/// can claim a payment only after the lease of the first attempt has expired.
+/// Maximum time that a stopping environment waits until every payment and refund has an outcome. The time is longer
+/// than the default lease of a payment, because the recovery worker can claim the payment only after the lease has
+/// expired.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The description of the trace that `/traces/first` shows.
@@ -107,7 +108,7 @@ impl ExternalServices {
         Ok(Self { gateway, settings, owner_url: owner_url.clone(), product })
     }
 
-    /// Returns the settings with the addresses of the external services.
+    /// Returns the service's settings for the external services: addresses and secrets.
     pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
         vec![
             ("GATEWAY_URL", self.gateway.url().to_string()),
@@ -120,7 +121,7 @@ impl ExternalServices {
         Addresses { gateway: self.gateway.url() }
     }
 
-    /// Returns the lines of the services on the screen: a name and URLs each.
+    /// Returns the lines that the screen shows for the external services, each with a name and URLs.
     pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
         let gateway = self.gateway.url();
         vec![("gateway", format!("{gateway}ledger, {gateway}faults"))]

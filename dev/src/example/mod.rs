@@ -1,7 +1,7 @@
 //! The example domain: orders, and the payment gateway.
 //!
 //! This directory contains all domain code of the crate. The rest of the crate uses only the names exported below, and
-//! functions of [`environment`], [`harness`] and [`traffic`]. A generated project replaces this directory with its own,
+//! items of [`environment`], [`harness`] and [`traffic`]. A generated project replaces this directory with its own,
 //! which exports the same names.
 //!
 //! - [`campaign`]: tests several replicas of the service under faults: no payment may be lost or charged twice
@@ -14,7 +14,7 @@
 //! - `external_services`: the interface of the external services for the rest of this crate
 //! - `panels`: the charts and figures of the console
 //! - `seed_products`: products of the environment
-//! - `traffic`: the actions of customers
+//! - `traffic`: the actions of simulated customers
 pub mod campaign;
 mod command;
 pub mod environment;

@@ -1,4 +1,4 @@
-//! The console's and the terminal's figures of orders and payments.
+//! Charts and figures of orders and payments, for the console and the terminal.
 use std::collections::BTreeMap;
 
 use crate::console::panels::{Panel, or_dash};

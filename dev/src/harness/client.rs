@@ -182,8 +182,8 @@ impl Request {
         Attempt { request: self, task }
     }
 
-    /// Sends the request until the response is final, with the same key each time. The request is sent again after a
-    /// response 202, 409, 503 or 504, and after a missing response.
+    /// Sends the request repeatedly, with the same idempotency key, until a response is final. A missing response, or a
+    /// response 202, 409, 503 or 504, is not final.
     pub async fn send_until_final(self) -> HttpResponse {
         let started = Instant::now();
         loop {

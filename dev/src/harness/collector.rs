@@ -1,5 +1,6 @@
 //! A collector that receives and stores the spans and log records of a service over OTLP. The collector can reject
-//! requests or delay its responses. Dropping the collector fails the test if a received name is undocumented.
+//! requests or delay its responses. When the collector is dropped, the test fails if a received attribute or field is
+//! missing in `docs/telemetry-schema*.md`.
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},

@@ -172,7 +172,7 @@ impl Database {
         self.execute_without_sessions(&[&copy]).await;
     }
 
-    /// Replaces the database by its copy. All changes since [`Self::back_up`] are lost.
+    /// Replaces the database with its copy from [`Self::back_up`]. All later changes are lost.
     pub async fn restore(&self) {
         let drop = format!("drop database \"{}\"", self.name);
         let rename = format!("alter database \"{0}_backup\" rename to \"{0}\"", self.name);
@@ -206,7 +206,7 @@ impl Database {
 
     /// Waits until at least this number of statements in this database wait for a lock.
     pub async fn wait_for_blocked_statements(&self, statements: i64) {
-        // `pg_locks` contains no database for row locks, so `pg_stat_activity` selects the sessions.
+        // In `pg_locks`, a wait for a row lock has no database. `pg_stat_activity` has the database of each session.
         let waiting = "select count(*) from pg_locks
                        where not granted
                          and pid in (select pid from pg_stat_activity where datname = current_database())";

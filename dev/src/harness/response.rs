@@ -31,7 +31,8 @@ impl HttpResponse {
         self
     }
 
-    /// Asserts that the response is a 422 with exactly these pointers, and returns the response.
+    /// Asserts that the response is a 422 whose errors have exactly these JSON pointers, in this order. Returns the
+    /// response.
     #[track_caller]
     #[must_use]
     pub fn is_invalid_at(self, pointers: &[&str]) -> Self {

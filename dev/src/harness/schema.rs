@@ -26,7 +26,7 @@ pub struct Schema {
     pub spans: BTreeSet<String>,
     pub span_attributes: BTreeSet<String>,
     pub log_fields: BTreeSet<String>,
-    /// The names of all kinds that change only in a release whose changelog names them.
+    /// The stable names of all kinds. A stable name changes only in a release whose changelog lists the change.
     pub stable: BTreeSet<String>,
 }
 
@@ -85,7 +85,8 @@ impl Schema {
         line.as_object().map_or_else(BTreeSet::new, |fields| self.unknown_fields(target, fields.keys()))
     }
 
-    /// Returns the undocumented fields. Fields of libraries are not documented, so their targets are ignored.
+    /// Returns the undocumented fields. Fields of libraries are not documented, so log lines with a library's target
+    /// are ignored.
     fn unknown_fields<'a>(
         &self,
         target: &str,

@@ -70,7 +70,8 @@ impl Drop for Process {
     }
 }
 
-/// A service with its own database and simulated dependencies. Dropping the value ends all of them.
+/// A service with its own database and simulated dependencies. Dropping the value ends the process. The dependencies
+/// end with the last replica or [`User`] that refers to them.
 pub struct Service {
     executable: PathBuf,
     settings: Vec<(String, String)>,
@@ -324,7 +325,7 @@ impl Service {
     }
 
     /// Waits until every worker has completed its first run. A worker with several units of work reports success after
-    /// one unit, so [`FIRST_WORK`] contains a gauge for each unit.
+    /// one unit. So [`FIRST_WORK`] contains a gauge for each unit, which is positive once the unit has run.
     pub async fn wait_for_first_work(&self) {
         eventually("every worker has completed its first run", async || {
             let (_, health) = self.ops("/health").await;
@@ -379,7 +380,7 @@ impl Service {
             * 1024
     }
 
-    /// Returns the output of the current process from its start.
+    /// Returns a reader of the current process's output, which starts at the oldest line in memory.
     pub fn follow(&self) -> Follower {
         self.process.child.follow()
     }

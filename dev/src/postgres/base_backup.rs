@@ -1,4 +1,4 @@
-//! Base backups by PostgreSQL's functions, because a downloaded installation has no `pg_basebackup`.
+//! Base backups, made with PostgreSQL's SQL functions, because a downloaded installation has no `pg_basebackup`.
 //!
 //! The procedure is described in the chapter "Making a Base Backup Using the Low Level API" of PostgreSQL's manual.
 use std::{
@@ -13,7 +13,7 @@ use url::Url;
 
 use super::{Error, unix_user::UnixUser};
 
-/// Directories that are empty in a backup. The WAL is copied after the other files.
+/// Directories whose contents are not copied. The contents of `pg_wal` are copied separately, after the other files.
 const EMPTY_DIRECTORIES: [&str; 8] = [
     "pg_dynshmem",
     "pg_notify",
@@ -28,13 +28,13 @@ const EMPTY_DIRECTORIES: [&str; 8] = [
 /// Prefixes of the names of files that a backup must not have.
 const EXCLUDED_PREFIXES: [&str; 4] = ["postmaster.pid", "postmaster.opts", "pgsql_tmp", "pg_internal.init"];
 
-/// The session of a base backup on the copied server.
+/// A completed base backup, with an open connection to the server that was copied.
 #[derive(Debug)]
 pub(super) struct BackupSession {
     /// The earliest moment to which the backup can be recovered.
     pub(super) ended: DateTime<Utc>,
     /// The connection that owns a temporary replication slot. While the connection is open, the server keeps the WAL
-    /// since the start of the backup, which a standby or a recovery reads.
+    /// since the start of the backup. A standby or a recovery reads this WAL.
     _keeps_wal: PgConnection,
 }
 

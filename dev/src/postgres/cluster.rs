@@ -36,13 +36,13 @@ const STOP_DEADLINE: Duration = Duration::from_secs(20);
 /// Part of the server's log message if its port is in use.
 const PORT_IN_USE: &str = "could not bind";
 
-/// Interval of checks for another process's progress.
+/// Interval of checks whether a server accepts connections or has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Maximum number of attempts at a start that fails for a temporary reason.
 const MAX_START_ATTEMPTS: usize = 5;
 
-/// Settings of test servers. All tests of a binary use one server concurrently, each with its own services and pools.
+/// Settings of test servers. All tests of a binary use one server concurrently, so the server allows many connections.
 /// The data is deleted at the end, so writes are not flushed to the disk.
 const TEST_SETTINGS: [&str; 5] = [
     "max_connections=400",
@@ -327,8 +327,8 @@ async fn initialise(
     if incomplete.exists() {
         std::fs::remove_dir_all(&incomplete).map_err(Error::io("remove an unfinished data directory"))?;
     }
-    // Texts have the same sort order on every machine. `C.UTF-8` also classifies letters beyond ASCII, but only Linux
-    // certainly has this locale.
+    // With both locales, texts have the same sort order on every machine. `C.UTF-8` also classifies letters beyond
+    // ASCII, but only Linux certainly has this locale.
     let locale = if cfg!(target_os = "linux") { "--locale=C.UTF-8" } else { "--locale=C" };
     let mut initdb = unix_user
         .launch(&binaries.program("initdb"))
@@ -342,8 +342,8 @@ async fn initialise(
     std::fs::rename(incomplete, files.data()).map_err(Error::io("rename the data directory"))
 }
 
-/// Stops a server that still uses the data, because its parent and the watchdog were both killed. PostgreSQL itself
-/// removes the lock file of a killed server.
+/// Stops a server that still uses the data, because its parent and the watchdog were both killed. If the server was
+/// killed too, PostgreSQL removes the server's lock file at the next start.
 async fn stop_orphan(data: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
     let lock = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let Some(pid) = lock.lines().next().and_then(|line| line.trim().parse().ok()) else { return Ok(()) };
@@ -384,7 +384,7 @@ async fn wait_until_connectable(child: &Child, url: &Url, log: &Path) -> Result<
     let failed = |reason| Error::Start { reason, log: last_lines(log) };
     let deadline = Instant::now() + START_DEADLINE;
     while Instant::now() < deadline {
-        // The exit is checked first, because another server may use the port.
+        // The exit is checked first, because another server may accept the connection on this port.
         if child.exited().is_some() {
             return Err(failed("its process exited"));
         }

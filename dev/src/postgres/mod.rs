@@ -111,7 +111,7 @@ impl Error {
     }
 }
 
-/// Returns a description of the installation that would be used.
+/// Returns a description of the PostgreSQL installation from which a server would be started.
 pub async fn installation() -> String {
     let Ok(unix_user) = unix_user::UnixUser::choose() else { return Error::NoUnixUser.to_string() };
     let installed = binaries::installed(&unix_user, &|_| ()).await;
@@ -121,8 +121,8 @@ pub async fn installation() -> String {
     )
 }
 
-/// Returns the server that all tests of this process share. The first call starts the server, and the watchdog stops
-/// the server after the end of the process.
+/// Returns the server that all tests of this process share. The first call finds or starts the server. After the end of
+/// the process, the watchdog stops a server that the process has started.
 pub async fn for_tests() -> Result<&'static Server, Error> {
     static SERVER: OnceCell<Server> = OnceCell::const_new();
     let start = || Server::find_or_start(Purpose::Tests, &|line| eprintln!("{line}"));

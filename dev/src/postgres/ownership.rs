@@ -10,7 +10,7 @@ use nix::{
 use super::Purpose;
 use crate::project;
 
-/// The owner and the purpose of a database or role, stored on the server as its comment.
+/// The owner and the purpose of a database or role. The server stores them as the comment of the database or role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ownership {
     /// An environment with this data directory. Two environments on one server must not share a database, because

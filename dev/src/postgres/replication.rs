@@ -1,7 +1,7 @@
 //! A primary with a standby: streaming replication, failover, switchover and restore.
 //!
 //! Each of the two nodes has a TCP proxy with a constant address, because every failover replaces a node's server. A
-//! node that has lost its server gets a new standby, made by a base backup of the primary.
+//! node that has lost its server gets a new standby, made from a base backup of the primary.
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
@@ -28,7 +28,7 @@ const CATCH_UP_POLL: Duration = Duration::from_millis(20);
 /// Maximum number of base backups. After a new backup, the previous one still allows a recovery to an earlier moment.
 const MAX_BACKUPS: usize = 2;
 
-/// The guarantee of a commit.
+/// Durability of a confirmed commit in a failover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ReplicationMode {
     /// A commit is confirmed once the standby has the commit on disk. A failover loses no confirmed commit.
@@ -60,7 +60,7 @@ pub struct ReplicatedServer {
     nodes: Vec<TcpProxy>,
     /// Index of the primary's node.
     active: usize,
-    /// Proxy to the primary, on whichever node the primary is.
+    /// Proxy that always leads to the current primary.
     to_primary: TcpProxy,
     /// Proxy between the primary and the standby.
     replication: TcpProxy,
@@ -101,12 +101,12 @@ impl ReplicatedServer {
         &self.nodes
     }
 
-    /// Returns the URL with an address that always leads to the primary.
+    /// Returns `url` with the address of the proxy that always leads to the current primary.
     pub fn url_of_primary(&self, url: &Url) -> Url {
         self.to_primary.url_through(url)
     }
 
-    /// Returns the URL with the address of each node, for a client that connects to the writable primary.
+    /// Returns `url` with the addresses of all nodes, for a client that selects the writable primary itself.
     pub fn url_of_nodes(&self, url: &Url) -> String {
         let mut url = self.to_primary.url_through(url);
         url.set_query(Some("target_session_attrs=read-write"));
@@ -191,7 +191,7 @@ impl ReplicatedServer {
         Ok(moment)
     }
 
-    /// Replaces both servers by a primary without a standby.
+    /// Replaces both servers with a primary without a standby.
     async fn replace(&mut self, primary: Server) -> Result<(), Error> {
         confirm_by_standby(&primary, false).await?;
         std::mem::replace(&mut self.primary, primary).stop_by(Signal::SIGQUIT).await?;
@@ -207,7 +207,7 @@ impl ReplicatedServer {
         proxies.try_for_each(|proxy| reconnect(proxy, &self.primary))
     }
 
-    /// Returns the URL with the current primary's own address, which is valid until the next change of the primary.
+    /// Returns `url` with the current primary's own address, which is valid until the next change of the primary.
     pub fn direct_url(&self, url: &Url) -> Url {
         let mut url = url.clone();
         // The call fails only for a URL without a host. Such a server could not have been reached.
@@ -222,12 +222,12 @@ impl ReplicatedServer {
         reconnect(&self.replication, &self.primary)?;
         let source = self.replication.url_through(self.primary.admin_url());
         let standby = self.primary.standby_with_primary_at(&source, progress).await?;
-        // The standby has copied the primary's setting that a standby confirms each commit. A promoted standby has no
-        // standby of its own, so with this setting its commits would wait forever.
+        // The standby has copied the primary's setting `synchronous_standby_names`. A promoted standby has no standby
+        // of its own, so with this setting its commits would wait forever.
         confirm_by_standby(&standby, false).await?;
         if let Some(node) = self.nodes.get(1 - self.active) {
-            // Connections to a lost host stay open without a response, so the proxy gives only new connections to the
-            // standby.
+            // The proxy passes only new connections to the standby. Connections to a lost host stay open without a
+            // response, as after a real loss.
             node.redirect_to(address_of(&standby)?);
             node.replace_host();
         }
@@ -273,7 +273,7 @@ impl ReplicatedServer {
     }
 }
 
-/// Leads new connections to this server, and closes the open ones.
+/// Directs new connections to this server, and closes open connections.
 fn reconnect(proxy: &TcpProxy, server: &Server) -> Result<(), Error> {
     proxy.redirect_to(address_of(server)?);
     proxy.interrupt();

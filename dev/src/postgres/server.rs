@@ -30,20 +30,20 @@ pub struct Server {
     cluster: Option<Cluster>,
 }
 
-/// Existence and ownership of a database.
+/// Existence and ownership of a database or role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
     Absent,
     /// Created by this environment or, if this process runs tests, by any test run.
     Ours,
-    /// A database without an ownership comment, or of another environment. Contains its comment.
+    /// Any other database or role. Contains its comment.
     Foreign(String),
 }
 
 /// Rights of a login in addition to logging in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rights {
-    /// Creates and grants roles, as the migrations of a schema owner do.
+    /// The right to create and grant roles, which the migrations of a schema owner need.
     Owner,
     /// Only explicitly granted rights.
     Restricted,
@@ -252,8 +252,8 @@ impl Server {
         })
     }
 
-    /// Stops this server, and starts another server on a base backup of this server, recovered to a moment. The data of
-    /// this server stays, because the recovery reads its WAL.
+    /// Stops this server. Starts another server on a base backup of this server, and recovers the backup to a moment.
+    /// The data of this server stays, because the recovery reads its WAL.
     pub(super) async fn start_recovered(
         &self,
         backup: BaseBackup,

@@ -39,8 +39,8 @@ const INHERITED_VARIABLES: [&str; 12] = [
     "LLVM_PROFILE_FILE",
 ];
 
-/// Interval of checks for a child's exit. A blocking `wait` could reap the child between the check and the signal of
-/// `if_running`. The signal could then reach another process with the same id.
+/// Interval of checks for a child's exit. The exit is polled, because a blocking `wait` could reap the child between
+/// the check and the signal of [`Child::if_running`]. The signal could then reach another process with the same id.
 const EXIT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Timeout of the clean shutdown of a database server whose [`Child`] is dropped.
@@ -110,7 +110,8 @@ impl Launch {
         self
     }
 
-    /// Sets the method by which the watchdog stops the process; [`StopMethod::Process`] by default.
+    /// Sets the method by which the watchdog and the destructor of [`Child`] stop the process; [`StopMethod::Process`]
+    /// by default.
     #[must_use]
     pub fn stop_method(mut self, stop_method: StopMethod) -> Self {
         self.stop_method = stop_method;
@@ -247,7 +248,8 @@ impl Child {
         self.if_running(|pid| kill(pid, signal))
     }
 
-    /// Waits for the exit, and then until all output has been read, for at most one second.
+    /// Waits for the exit, at most until the deadline. Then waits until all output has been read, for at most one
+    /// second.
     pub async fn wait(&self, deadline: Duration) -> Result<ExitStatus, WaitError> {
         let pid = self.pid;
         let mut exit = self.exit.clone();

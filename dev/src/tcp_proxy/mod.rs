@@ -29,7 +29,7 @@ use url::Url;
 
 use self::round_trips::RoundTripCounter;
 
-/// Timeout far above the time that a server on this machine takes to accept, even under load.
+/// Timeout far above the time that a server on this machine takes to accept a connection, even under load.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +57,8 @@ pub struct TcpProxy {
 struct ProxyState {
     servers: Mutex<Vec<SocketAddr>>,
     next_server: AtomicUsize,
-    /// Flow of new connections, and of the connections opened since the last call of [`Self::interrupt`] or
-    /// [`Self::replace_host`].
+    /// Flow of new connections, and of the connections opened since the last call of [`TcpProxy::interrupt`] or
+    /// [`TcpProxy::replace_host`].
     flow: Mutex<watch::Sender<Flow>>,
     /// Flow of the connections to replaced hosts, which never pass data again.
     replaced: Mutex<Vec<watch::Sender<Flow>>>,

@@ -8,7 +8,7 @@ pub(crate) struct Customer {
     pub(crate) token: Option<String>,
     /// True while a registration or a login is in flight.
     pub(crate) is_logging_in: bool,
-    /// The domain's state of the customer, from earlier actions.
+    /// The customer's state in the domain, as known from the responses to earlier actions.
     pub(crate) memory: Memory,
 }
 

@@ -71,7 +71,8 @@ impl CustomerPool {
         example::act(&request, customer, other_customer.copied(), rng).await;
     }
 
-    /// Returns a customer who should register or log in, if the interval has passed.
+    /// Returns a customer who must register or log in, and marks the customer as logging in. Returns `None` until the
+    /// interval has passed, or if every customer is logged in.
     fn next_to_log_in(&self) -> Option<&Mutex<Customer>> {
         let mut next_login = lock(&self.next_login);
         if Instant::now() < *next_login {

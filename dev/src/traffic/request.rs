@@ -15,7 +15,8 @@ use crate::example::traffic::memory::SharedMemory;
 pub(crate) enum RequestOutcome {
     /// The response that the API contract promises.
     Expected(ApiResponse),
-    /// No response, or a response that requests a retry. The effect is unknown, and the same request can be retried.
+    /// No response, a response that counts as busy, or a 401 after the end of the session. The effect of the request
+    /// may be unknown, and the same request can be retried.
     Retryable,
     /// A response that violates the API contract. The response is counted, and the request is not retried.
     Unexpected,
@@ -40,8 +41,8 @@ impl<'a> ApiRequest<'a> {
         lock(self.report)
     }
 
-    /// Sends a call and counts its outcome. `expected` returns the violation of a response. `expected` is not called
-    /// without a response, nor for responses 429, 503 and 504 that are counted as busy.
+    /// Sends a call and counts its outcome. `expected` checks the response against the API contract. `expected` is not
+    /// called if there is no response, or if the response is a 429, 503 or 504 that is counted as busy.
     pub(crate) async fn send(
         &self,
         call: &Call,

@@ -65,8 +65,8 @@ pub enum Severity {
     Info,
 }
 
-/// The condition that an alert reports. The condition's runbook and its alerting rule, if there is one, have the same
-/// name. Alertmanager suppresses the service's own alert while that rule fires.
+/// The condition that an alert reports. The runbook has the condition's name, and so does the Prometheus alerting rule,
+/// if there is one. Alertmanager suppresses the service's own alert while that rule fires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Condition {
     name: &'static str,
@@ -273,8 +273,8 @@ impl RecentAlerts {
         is_new
     }
 
-    /// Removes the record of an alert that was dropped or that no receiver accepted, so that the same alert can be
-    /// raised again at once.
+    /// Removes the record of an alert that was dropped or that no receiver accepted. The same alert can then be raised
+    /// again before the interval ends.
     fn remove(&self, key: &Key) {
         self.lock().remove(key);
     }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 /// A SHA-256 hash.
 pub(super) type Hash = [u8; 32];
 
-/// The value that replaces the previous seal's hash in the first seal.
+/// The value of `previous_hash` in the first seal, which has no previous seal.
 pub(super) const GENESIS: Hash = [0; 32];
 
 /// Names of the canonical forms. Each hash includes the name of its form, so that a later version can introduce another
@@ -109,7 +109,8 @@ impl StoredEvent {
     }
 }
 
-/// A seal as stored in the database or in an export.
+/// A seal as stored in the database or in an export: the digests of a range of events, and the hash of the previous
+/// seal.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Seal {
@@ -157,7 +158,8 @@ impl Seal {
     }
 }
 
-/// Returns the SHA-256 of a list of heads, in ascending order. A head is the number and the hash of a seal.
+/// Returns the SHA-256 of a list of heads. A head is the number and the hash of a seal. The caller passes the heads in
+/// ascending order.
 pub(super) fn digest_of_heads<'a>(heads: impl Iterator<Item = (i64, &'a [u8])>) -> Hash {
     let mut form = Form::new(LOST_HEADS_FORM);
     for (number, hash) in heads {
@@ -219,7 +221,7 @@ fn write_json(value: &Value, out: &mut String) {
                 write_json(value, out);
             });
         }
-        // PostgreSQL returns 1.0 for a number that was written as 1.0. Its canonical form is 1.
+        // PostgreSQL returns 1.0 for a number that was written as 1.0, but the canonical form of that number is 1.
         Value::Number(number) => match number.as_f64() {
             Some(float) if !number.is_i64() && float.fract() == 0.0 && float.abs() <= MAX_SAFE_INTEGER => {
                 out.push_str(&Value::from(whole(float)).to_string());

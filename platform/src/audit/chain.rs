@@ -3,10 +3,11 @@
 //! and their events in order, one at a time.
 //!
 //! Events may be missing only if three conditions hold. The schema owner recorded their export, a sealed export event
-//! confirms that record, and the caller gave the file or its hash ([`Exports`]).
+//! confirms that record, and the caller gave the exported file or its hash ([`Exports`]).
 //!
-//! Logged seals may be missing only after a restore of the database. The schema owner must have recorded these seals as
-//! lost, and a sealed event must confirm that record ([`Restores`]).
+//! A logged seal is one whose hash is also in the service's log. Logged seals may be missing only after a restore of
+//! the database. The schema owner must have recorded these seals as lost, and a sealed event must confirm that record
+//! ([`Restores`]).
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},

@@ -1,5 +1,5 @@
-//! Denials, aggregated by client address. A flood of denials must not cause a flood of writes, or hide other events. An
-//! IPv6 address counts as its /64 network.
+//! Audit events of denied requests, aggregated by client address. A flood of denials must not cause a flood of writes,
+//! or hide other events. An IPv6 address counts as its /64 network.
 //!
 //! The first hundred denials of an address in a minute are separate events. Further denials of that address are only
 //! counted, and become one event at the end of the minute, so only their details are lost.

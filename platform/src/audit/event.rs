@@ -173,7 +173,7 @@ impl Event {
         self
     }
 
-    /// Returns the event as the parameter of `record_audit_event`.
+    /// Returns the event as JSON, which is the parameter of the SQL function `record_audit_event`.
     pub fn to_json(&self) -> Value {
         // A struct of strings, numbers and maps with string keys always serializes.
         serde_json::to_value(self).unwrap_or_default()

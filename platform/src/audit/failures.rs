@@ -14,7 +14,7 @@ pub(super) fn on_statement_failure(error: &sqlx::Error) {
     }
 }
 
-/// Counts the lost events of a failed statement that writes `events` audit events and nothing else. If
+/// Counts the `events` audit events that are lost because the statement that writes them failed. If
 /// `record_audit_event` failed, [`on_statement_failure`] has already counted one of these events.
 pub(super) fn count_lost_events(error: &sqlx::Error, events: usize) {
     let counted = usize::from(is_audit_write_failure(error));

@@ -1,9 +1,10 @@
 //! Restores of the database to an earlier state. The service's log then still has the heads (number and hash) of the
 //! lost seals.
 //!
-//! Without an acknowledgement, verification rightly reports those heads as missing. An acknowledgement is a row that
-//! only the schema owner can write, the list of lost heads, and an event with the hash of that list. With an
-//! acknowledgement, verification accepts that these heads are missing, and reports the gap each time.
+//! Without an acknowledgement, verification rightly reports those heads as missing. An acknowledgement consists of rows
+//! and an event. The rows record the restore and the lost heads, and only the schema owner can write them. The event
+//! has the hash of the list of lost heads. With an acknowledgement, verification accepts that these heads are missing,
+//! and reports the gap each time.
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -110,11 +111,12 @@ pub async fn lost_span(connection: &mut PgConnection, logged: &KnownHeads) -> Re
     })
 }
 
-/// Begins an epoch, and records that a restore has lost `span`, within the caller's transaction. Returns the epoch's
-/// number, and the audit events of the epoch and of the restore.
+/// Begins an epoch, and records that a restore has lost `span`, within the caller's transaction. In the new epoch, no
+/// event gets the position of a lost event. Returns the epoch's number, and the audit events of the epoch and of the
+/// restore.
 ///
 /// # Errors
-/// A statement failed, or other transactions kept writing events.
+/// A statement failed, or the audit log could not be locked in time, because other transactions kept writing events.
 pub async fn record_restore(
     connection: &mut PgConnection,
     span: &LostSpan,

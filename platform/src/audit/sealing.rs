@@ -5,10 +5,10 @@
 //! - While the process runs, the database may be replaced by one of another cluster, whose transaction ids start again.
 //!   An epoch is a period of the audit log in one cluster. So the cluster is compared with that of the current epoch
 //!   before each seal.
-//! - An event's transaction may commit after a transaction that began later. So only events before the oldest running
-//!   transaction are sealed, and that horizon is taken before the events are read.
-//! - Two sealers may run at once. So the lock is taken first, in a statement of its own. A single statement that takes
-//!   the lock and reads the head could read a head from before the lock was granted.
+//! - An event's transaction may commit after a transaction that began later. So only events of transactions before the
+//!   oldest running transaction are sealed. The id of that transaction is the horizon, and is read before the events.
+//! - Two sealers may run at once. So the sealing lock is taken first, in a statement of its own. A single statement
+//!   that takes the lock and reads the head could read a head from before the lock was granted.
 //! - The process may end after the commit of a seal, and before the new head is logged. So the head is logged at each
 //!   interval, even if there is nothing to seal.
 //! - The database may be set back to an earlier state. So before each seal, the sealer checks that the chain still has
@@ -78,7 +78,8 @@ pub enum SealError {
     /// The database belongs to another cluster than that of the latest epoch.
     #[error("the PostgreSQL cluster is not that of the audit log's latest epoch")]
     OtherCluster,
-    /// An older transaction is still writing, so the event is not sealed in time.
+    /// The event was not sealed in time, because a transaction that is older than the event's transaction is still
+    /// writing.
     #[error("timed out waiting for the oldest writing transaction, which belongs to {writer}")]
     WriterTimeout {
         /// A description of the transaction.
@@ -107,7 +108,7 @@ impl Sealer {
         }
     }
 
-    /// Seals the next batch, and logs the head of the chain. One unit of work.
+    /// Seals the next batch, and logs the head of the chain. A worker calls this function for each unit of work.
     ///
     /// # Errors
     /// A statement failed, the chain was rewritten or truncated, its last seal was forged, or the cluster is not that

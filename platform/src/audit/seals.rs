@@ -250,9 +250,9 @@ pub(super) async fn count_unsealed(
 /// Returns the age of the oldest event without a seal, by the database's clock. Returns zero if every event has a seal.
 ///
 /// An event has no seal if its position is after the last seal, or if it was recorded more than one minute after the
-/// last seal was made. The first condition never holds if the last seal has a forged range, or if another cluster has
-/// lower transaction ids. So the second condition does not use positions. The minute allows for a clock that was set
-/// back.
+/// last seal was made. The first condition may never hold if the last seal has a forged range. It also may never hold
+/// if the database was moved to another cluster with lower transaction ids. So the second condition does not use
+/// positions. The minute allows for a clock that was set back.
 pub(super) async fn lag(database: &Database) -> Result<Duration, sqlx::Error> {
     let last = database.run("audit_seals.last", select_last).await?;
     let after = last.as_ref().map_or(EventPosition::START, Seal::last);

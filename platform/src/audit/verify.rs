@@ -140,8 +140,8 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Returns the next event if its position is at or before `last`. When a page is empty, reads the next page of
-    /// events up to `until`.
+    /// Returns the next event if its position is at or before `last`. After the last event of a page, reads the next
+    /// page of events up to `until`.
     async fn next(
         &mut self,
         connection: &mut PgConnection,

@@ -46,7 +46,7 @@ pub use self::{
 /// Time for which a connection attempt continues after the request that started it has timed out.
 const OPENING_TIMEOUT_MARGIN: Duration = Duration::from_secs(5);
 
-/// The pool. Cheap to clone.
+/// The database, with its connection pool. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: pool::Pool,
@@ -113,8 +113,8 @@ impl Database {
         Ok(Self { acquire_timeout, ..database })
     }
 
-    /// Acquires a connection, for several statements that need the same one. Use [`Self::run`] for one statement, and
-    /// [`Self::begin`] for a transaction.
+    /// Acquires a connection, for several statements that need the same connection. Use [`Self::run`] for one
+    /// statement, and [`Self::begin`] for a transaction.
     ///
     /// # Errors
     /// No connection is free within `DATABASE_ACQUIRE_TIMEOUT_MS`, which also happens if the database is unreachable.

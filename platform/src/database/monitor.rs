@@ -28,7 +28,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Additional time for the response to a check once a new connection is open. Opening a connection takes several round
-/// trips, so an overloaded server has usually responded by then.
+/// trips, so an overloaded server has usually responded to the check by then.
 const LATE_RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Age at which the monitor's connection is replaced. Only a new connection gets a changed default of the database,

@@ -33,7 +33,7 @@ const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// Maximum number of connections that one pool opens at once.
 ///
 /// After an outage every replica needs all of its connections. If a busy machine opened all of them at once, each
-/// attempt could take so long that all attempts time out, and the next attempts, too.
+/// attempt could take so long that it times out. The next attempts would then time out, too.
 const MAX_OPENING: usize = 4;
 
 /// Number of times that all open connections were retired. A connection belongs to the generation in which it was
@@ -157,8 +157,8 @@ pub(super) async fn close_idle(pool: &Pool, is_unneeded: impl Fn(&Metrics) -> bo
     let unneeded =
         pool.retain(|connection, metrics| connection.is_current(&metrics) && !is_unneeded(&metrics)).removed;
     for OpenConnection { connection, .. } in unneeded {
-        // Closing a connection notifies the server, which then ends the session at once. An error does not matter,
-        // because the connection is dropped anyway.
+        // Closing a connection notifies the server, which then ends the session. An error does not matter, because
+        // the connection is dropped anyway.
         let _closed = tokio::time::timeout(IDLE_CHECK_INTERVAL, sqlx::Connection::close(connection)).await;
     }
 }

@@ -131,7 +131,7 @@ fn field_error(pointer: &str, message: &str) -> FieldError {
     FieldError::new(pointer, message)
 }
 
-/// A query string.
+/// A query string, parsed into `T`.
 #[derive(Debug)]
 pub struct Query<T>(pub T);
 

@@ -18,7 +18,7 @@ pub async fn require_host(request: Request, next: Next) -> Response {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let is_valid = match (hosts.next(), hosts.next()) {
         (Some(host), None) => is_host(host),
-        // HTTP/1.0 has no `Host`, and HTTP/2 has `:authority`.
+        // HTTP/1.0 does not require `Host`, and HTTP/2 has `:authority` instead.
         (None, _) => request.version() != Version::HTTP_11,
         (Some(_), Some(_)) => false,
     };

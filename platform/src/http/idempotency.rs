@@ -1,8 +1,8 @@
 //! Idempotency keys (draft-ietf-httpapi-idempotency-key-header): a repeated request takes effect once.
 //!
 //! The rule: the key is claimed, and the response stored, **in the same transaction as the change**. If an earlier
-//! transaction claimed the key, the change might never be committed. If a later transaction claimed the key, a
-//! concurrent duplicate could make the change again.
+//! transaction claimed the key, a crash between the two transactions would leave a used key without a change. If a
+//! later transaction claimed the key, a concurrent duplicate could make the change again.
 //!
 //! Handlers check authentication, role and ownership first, so that no caller can replay another caller's response.
 //! A used key takes precedence over every other check, so that a replay is sent even if validation would now reject the
@@ -276,8 +276,8 @@ pub enum Change {
 /// key.
 ///
 /// `change` claims the key in the transaction that makes the change, so a first request needs no lookup. The key is
-/// looked up only after a rejection. A replay is still sent if a check rejects the request, even if its body is
-/// invalid. `location` returns the path of the created resource.
+/// looked up only after a rejection. So a replay is sent even if the body is invalid, or if a check now rejects the
+/// request. `location` returns the path of the created resource.
 ///
 /// # Errors
 /// The rejection, if no earlier request has a response. 422 if the key belongs to another request. 409 if the first
@@ -302,8 +302,8 @@ pub async fn run<T>(
     earlier.and_then(|earlier| Some(earlier.response?.at(location(earlier.resource_id)))).ok_or(rejection)
 }
 
-/// Claims the id of an event, within the transaction that processes the event, because the sender may send the event
-/// repeatedly. Returns `false` if the event was already received.
+/// Claims the id of an event from another service, such as a webhook event, because the sender may send the event
+/// repeatedly. Must run in the transaction that processes the event. Returns `false` if the event was already received.
 pub async fn claim_event(
     connection: &mut PgConnection,
     scope: &str,
@@ -320,9 +320,8 @@ pub async fn claim_event(
     instrument_query("idempotency_keys.insert", statement.fetch_one(connection)).await
 }
 
-/// Stores the response for the key of the request that created `resource_id`, and records the audit event of the
-/// settlement. Both changes are one statement, to save a round trip. Must run in the transaction that settles the
-/// resource.
+/// Stores the response for the key of the request that created `resource_id`, and records `audit_event`. Both changes
+/// are one statement, to save a round trip. Must run in the transaction that stores the final outcome in the resource.
 pub async fn complete(
     connection: &mut PgConnection,
     resource_id: Uuid,

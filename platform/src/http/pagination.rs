@@ -106,7 +106,7 @@ impl<K: Key> PageRequest<K> {
         self.limit + 1
     }
 
-    /// Builds the page from the selected rows, of which there are at most [`Self::rows`].
+    /// Builds the page from the selected rows. Their number is at most [`Self::rows`].
     pub fn page<T>(self, mut rows: Vec<T>, key: impl Fn(&T) -> K) -> Page<T> {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
         let more = rows.len() > limit;

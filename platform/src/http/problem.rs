@@ -167,8 +167,8 @@ impl Problem {
         Self::new(NOT_FOUND)
     }
 
-    /// Returns 404 for a record that does not exist or belongs to another user. Response and timing are the same in
-    /// both cases, because both are audited as a denial.
+    /// Returns 404 for a record that does not exist or belongs to another user. Both cases have the same response. They
+    /// also have the same timing, because the service audits both as a denial.
     pub fn not_found_or_not_owned(resource: &'static str, id: Uuid) -> Self {
         Self::not_found().denied(Denial { reason: "not_owner", resource, record_id: Some(id) })
     }

@@ -1,6 +1,6 @@
 //! Limits on the connections and in-flight requests of one client network.
 //!
-//! With only a global limit, one client could use all slots.
+//! A slot is one open connection or one request in flight. With only a global limit, one client could use all slots.
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::IpAddr,
@@ -19,7 +19,7 @@ use super::{
     problem::{self, Problem},
 };
 
-/// The number of slots that each network holds. Networks without slots are removed.
+/// The number of slots that each network uses. Networks that use no slot are removed.
 type ShareCounts = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
 /// Per-network counters with a common maximum. Cheap to clone.
@@ -38,7 +38,7 @@ pub struct Share {
 }
 
 impl Shares {
-    /// Creates counters that allow each network to hold `max` slots at once. 0 disables the limit.
+    /// Creates counters that allow each network to use `max` slots at once. 0 disables the limit.
     pub fn new(max: usize) -> Self {
         Self { counts: ShareCounts::default(), max: if max == 0 { usize::MAX } else { max } }
     }

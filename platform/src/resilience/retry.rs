@@ -58,8 +58,8 @@ impl Budget {
         Self { percent, capacity, balance: AtomicU32::new(capacity) }
     }
 
-    /// Adds a call's share of a retry to the balance. The caller must call this function for each first attempt, and
-    /// not for retries.
+    /// Adds the fraction of a retry that one call earns (`percent` hundredths) to the balance. The caller must call
+    /// this function for each first attempt, and not for retries.
     pub fn earn(&self) {
         let earned = |balance: u32| Some(balance.saturating_add(self.percent).min(self.capacity));
         let _always_succeeds = self.balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, earned);

@@ -54,7 +54,7 @@ impl Reader {
         self.mistakes.entry(name).or_insert(rule.into());
     }
 
-    /// Reads the settings with `read`, and returns its result if there are no mistakes.
+    /// Reads the settings with `read`, and returns the result of `read` if there are no mistakes.
     ///
     /// # Errors
     /// All mistakes, together.

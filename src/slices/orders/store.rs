@@ -22,9 +22,9 @@ pub(super) struct PlacedOrder {
 /// its items, the response and the audit event. Returns `None`, and stores nothing, if the key is taken, a product
 /// cannot be ordered, or the products have different currencies.
 ///
-/// Placing an order is one statement, because each further round trip costs the service as much as all of its own work
-/// on the request. The statement is also a transaction, which no cancelled request can leave open. Two details of the
-/// statement guide the planner:
+/// Placing an order is one statement, because each further round trip to the database costs about as much as all other
+/// work on the request. A single statement is also its own transaction, so a cancelled request cannot leave a
+/// transaction open. Two details of the statement guide the planner:
 ///
 /// - `offset 0` makes the lookup of products an index lookup for each line. Without `offset 0`, the planner would scan
 ///   all products, because the planner does not know the length of the array.
@@ -158,8 +158,8 @@ impl TryFrom<Row> for Order {
     }
 }
 
-/// Parses a status. A constraint limits the column to the names that the schema knows, so an unknown name comes from
-/// the schema of a newer release.
+/// Parses a status. A check constraint limits the column to valid names, so a name that this release does not know was
+/// added by a newer release.
 fn status(text: &str) -> Result<OrderStatus, sqlx::Error> {
     OrderStatus::parse(text)
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown order status {text:?}").into()))

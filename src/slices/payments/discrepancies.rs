@@ -7,8 +7,8 @@
 //! accepts it. An alert only in memory would be lost in a crash after the commit, or while the receiver is down.
 //!
 //! A discrepancy is open, and counted in `payment_discrepancies_open`, until an operator closes it with a reason. A
-//! discrepancy because of an unknown outcome is the exception: `payments_parked` counts its record instead, and the
-//! settlement of the record closes the discrepancy.
+//! discrepancy because of an unknown outcome is the exception: `payments_parked` counts the payment or refund instead,
+//! and its settlement closes the discrepancy.
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -35,8 +35,8 @@ pub(super) const UNKNOWN_REFERENCE: &str = "unknown reference";
 /// Discrepancy of a second charge with the reference of a payment that already has a charge.
 pub(super) const SECOND_CHARGE: &str = "second charge";
 
-/// Discrepancy of a second refund at the gateway with the reference of a stored refund. Another refund at the gateway
-/// has settled the stored refund.
+/// Discrepancy of a second refund at the gateway with the reference of a stored refund. The stored refund is already
+/// settled by a different refund at the gateway.
 pub(super) const SECOND_REFUND: &str = "second refund";
 
 /// Maximum length of a text of the gateway that is stored, in characters.

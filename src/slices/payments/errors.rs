@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::gateway::SlotError;
 
-/// A rejected request about a payment or refund, or a failed step of one.
+/// A rejected request about a payment or refund, or a failed step of a payment or refund.
 #[derive(Debug, thiserror::Error)]
 pub enum PaymentError {
     /// The customer has no such order.
@@ -66,8 +66,8 @@ pub enum PaymentError {
     /// The body of a signed webhook is not an event.
     #[error("the event is malformed")]
     UnreadableEvent,
-    /// The body of the request is invalid. The idempotency key is checked before the body, so that a replay needs no
-    /// valid body.
+    /// The body of the request is invalid. Before this error is returned, the idempotency key is looked up, so that an
+    /// accepted request is replayed even if the validation rules have changed.
     #[error("the body of the request is invalid")]
     InvalidBody(Problem),
     /// The idempotency key cannot be used.

@@ -8,8 +8,8 @@
 //!   retry by the client therefore never charges again, even if the database has lost the payment.
 //! - No transaction and no row lock is open during a call to the gateway.
 //! - The client's request, recovery, reconciliation, webhooks and operators all settle through one module,
-//!   [`settlement`]. Its update has the condition that the payment is `processing`, so one of them settles the payment,
-//!   and the others read the result.
+//!   [`settlement`]. The settling statement requires that the payment is still `processing`, so only one of them
+//!   settles the payment, and the others read the result.
 //! - All transactions lock the rows in the same sequence (order, payment, refund), so that no deadlock is possible.
 pub mod commands;
 mod discrepancies;
@@ -72,7 +72,8 @@ struct Inner {
     lease: std::time::Duration,
     recovery_interval: std::time::Duration,
     reconciliation_interval: std::time::Duration,
-    /// Maximum time from the creation of a payment or refund to the end of its request's calls to the gateway.
+    /// Maximum time after the creation of a payment or refund during which the client's request may still call the
+    /// gateway.
     max_send_time: std::time::Duration,
     park_after: std::time::Duration,
 }
@@ -83,7 +84,7 @@ pub enum StartError {
     /// The gateway's client could not be created.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
-    /// A webhook secret could not be decoded. The validation of the settings rejects such a secret before.
+    /// A webhook secret could not be decoded. The validation of the settings rejects such a secret earlier.
     #[error("GATEWAY_WEBHOOK_SECRET is invalid: {0}")]
     WebhookSecret(#[from] standardwebhooks::WebhookError),
 }

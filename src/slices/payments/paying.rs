@@ -213,8 +213,8 @@ impl Payments {
         Ok(payment)
     }
 
-    /// Leaves the payment to recovery: its next poll is due after one recovery interval. Releases the idempotency key
-    /// from its lease: a retry by the client then gets the payment's current state, and no longer a 409.
+    /// Leaves the payment to recovery: the next poll is due after one recovery interval. Also ends the lease of the
+    /// idempotency key, so that a retry by the client gets the payment's current state instead of a 409.
     async fn leave_to_recovery(
         &self,
         payment: Payment,

@@ -61,8 +61,8 @@ enum PollResult {
 pub async fn recover(payments: Payments) -> Result<Progress, sqlx::Error> {
     let database = &payments.0.database;
     let lease = payments.0.lease;
-    // Polls start after both statements. The statements run concurrently, so that less time of the leases passes until
-    // then.
+    // The polls start when both statements have returned. The statements run concurrently, so that less time of the
+    // leases has passed when the polls start.
     let (due, due_refunds) =
         tokio::try_join!(payments::lease(database, lease, BATCH), refunds::lease(database, lease, BATCH))?;
     let is_full = [due.len(), due_refunds.len()]
@@ -198,9 +198,9 @@ impl Payments {
         }
     }
 
-    /// Resends a charge that the gateway's list does not have. An earlier call may still be in flight, so the
-    /// empty list does not prove that nothing was charged. The response to the same bytes under the same key can settle
-    /// the payment.
+    /// Resends a charge that the gateway's list does not have. An earlier call may still be in flight, so the empty
+    /// list does not prove that nothing was charged. The response to the same bytes under the same key can settle the
+    /// payment.
     async fn resend(&self, payment: &OpenPayment, until: Instant) -> Result<PollResult, PaymentError> {
         let Ok(permit) = self.0.gateway.breaker().acquire_in_background() else {
             return Ok(PollResult::Unknown);

@@ -130,9 +130,9 @@ fn respond_by(deadline: Deadline) -> Instant {
     deadline.0.checked_sub(RESPONSE_MARGIN).unwrap_or(deadline.0)
 }
 
-/// Limits the work to the request's deadline. A payment or refund that has begun responds earlier (see [`respond_by`]),
-/// so only work that has not begun can reach this limit. The response is then a 503 that states that no money was
-/// moved. A 504 would leave that open.
+/// Limits the work, so that it ends shortly before the request's deadline. A payment or refund that has begun responds
+/// earlier (see [`respond_by`]), so only work that has not begun can reach this limit. The response is then a 503 that
+/// states that no money was moved. A 504 would leave that open.
 async fn limit_to_deadline(
     deadline: Deadline,
     work: impl Future<Output = Result<StoredResponse, PaymentError>>,

@@ -49,13 +49,14 @@ impl Settings {
     /// Returns the time for which one replica exclusively processes a payment or refund without an outcome.
     ///
     /// A lease starts within a statement, and lasts longer than the rest of that statement and the gateway calls after
-    /// the statement. Recovery therefore never takes over a payment whose request is still sending it.
+    /// the statement. Recovery therefore never takes over a payment while the client's request is still sending the
+    /// charge.
     pub fn lease(&self, statement_timeout: Duration) -> Duration {
         self.recovery_lease().max(self.max_send_time(statement_timeout))
     }
 
-    /// Returns the maximum time from the creation of a payment or refund to the end of its request's calls to the
-    /// gateway.
+    /// Returns the maximum time after the creation of a payment or refund during which the client's request may still
+    /// call the gateway.
     pub fn max_send_time(&self, statement_timeout: Duration) -> Duration {
         statement_timeout + self.gateway_timeout + LEASE_MARGIN
     }

@@ -15,7 +15,7 @@
 //!   (`attempts = 1`). An earlier attempt without a response may have charged, and the rejection of a later attempt
 //!   does not prove that the earlier attempt charged nothing.
 //!
-//! The response of the idempotency key and the audit event are stored in the same transaction.
+//! The same transaction stores the response under the idempotency key, and the audit event.
 use platform::{
     audit::{Event, PendingEvent},
     http::idempotency,

@@ -162,8 +162,8 @@ async fn concurrent_attempts_cannot_exceed_the_lockout_limit() {
 
 #[tokio::test]
 async fn an_attempt_is_counted_before_its_password_is_verified() {
-    // A hash takes seconds with these parameters. The service must count an attempt before the hash. Otherwise a client
-    // could disconnect during the hash and avoid the lockout.
+    // Hashing takes seconds with these parameters. The service must count an attempt before it hashes the password.
+    // Otherwise a client could disconnect during the hashing, and avoid the lockout.
     let service = builder()
         .setting("ARGON2_MEMORY_KIB", "32768")
         .setting("ARGON2_ITERATIONS", "64")
@@ -247,7 +247,8 @@ async fn a_flood_of_denials_is_aggregated_in_the_audit_log() {
     let written = service.audit_events("event_type = 'authorization' and action = 'access'").await.len();
     let counted = service.audit_events("action = 'refuse' and resource = 'requests'").await;
     let suppressed: u64 = counted.iter().map(|event| event["metadata"]["count"].as_u64().unwrap()).sum();
-    // A new minute may begin during the requests, which allows a hundred more events.
+    // The service writes at most a hundred denials of an address in a minute as separate events. A new minute may begin
+    // during the requests, and then up to a hundred more are written.
     assert!((100..130).contains(&written), "{written}");
     assert_eq!(u64::try_from(written).unwrap() + suppressed, 130);
     assert!(counted.iter().all(|event| event["ip_address"] == "127.0.0.1"), "{counted:#?}");

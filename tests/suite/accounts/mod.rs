@@ -133,13 +133,15 @@ async fn an_email_address_has_no_display_name() {
     let _not_the_victim = log_in(&service, named, PASSWORD).await.is_problem(401, "bad-credentials");
 }
 
-/// A password for which the strength estimator needs one second.
+/// A password for which a strength estimator would need about a second. The service does not estimate the strength: it
+/// looks passwords up in a list of common ones.
 const SLOW_TO_ESTIMATE: &str = "4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8(";
 
 #[tokio::test]
 async fn hostile_passwords_do_not_slow_down_other_requests() {
     let service = service().await;
-    // Other load on the machine differs between rounds, but work that blocks the service slows down every round.
+    // Other load on the machine differs between rounds, but work that blocks the service slows down every round. One
+    // fast round is therefore sufficient.
     let mut rounds = Vec::new();
     for _ in 0..5 {
         let registrations = (0..20).map(|_| {
@@ -342,7 +344,7 @@ async fn an_expired_session_is_rejected_deleted_and_audited() {
     .await;
     let ended = ended.is_problem(401, "unauthenticated");
     assert_eq!(ended.header("www-authenticate"), Some("Bearer"));
-    // The sweep of expired sessions runs at the start.
+    // The worker that deletes expired sessions runs once a minute, and also when the service starts.
     service.terminate().await;
     service.restart().await;
     let expired = eventually("the end of the session is audited", async || {

@@ -1,4 +1,5 @@
-//! Sealing and verification need the memory of one page, for an audit log of any length.
+//! Sealing and verification read the events of the audit log in pages. Both need the memory of one page, for a log of
+//! any length.
 use std::{
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -9,12 +10,12 @@ use dev::harness::{Service, eventually};
 use super::seals::{cause_three_events, sealing_service};
 use crate::EXECUTABLE;
 
-/// Number of events. Together they need 60 MB. A longer log is tested manually: `LONG_AUDIT_LOG=1000000
-/// cargo test --test suite long_audit_logs -- --nocapture`.
+/// Number of events in the long log. All of them together need 60 MB, more than [`MAX_GROWTH_BYTES`] allows. A longer
+/// log is tested manually: `LONG_AUDIT_LOG=1000000 cargo test --test suite long_audit_logs -- --nocapture`.
 const EVENTS: i32 = 60_000;
 
-/// Maximum growth of the memory of each process in bytes. Most of it is one page of events, and memory that the
-/// allocator does not return.
+/// Maximum growth of the peak memory from a short log to the long one, in bytes. It applies to the service, and to
+/// `audit verify`. Most of the growth is one page of events, and memory that the allocator does not return.
 const MAX_GROWTH_BYTES: u64 = 24 * 1024 * 1024;
 
 /// Returns the peak memory of a process in bytes, or `None` after its end.

@@ -313,7 +313,8 @@ async fn no_query_value_causes_an_internal_error() {
     assert!(sent >= 7 * hostile.len(), "{sent}");
 }
 
-/// Returns the functions of the schema: name, settings, source, and whether PUBLIC has the right to execute them.
+/// Returns the functions of the schema: name, `security definer`, settings, source, and whether PUBLIC has the right to
+/// execute them.
 async fn functions(service: &Service) -> Vec<Value> {
     service
         .database()

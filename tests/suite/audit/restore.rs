@@ -12,8 +12,8 @@ async fn after_restore(service: &Service, heads: &str, more: &[&str]) -> Command
     service.command(&[&arguments[..], more].concat(), &[]).await
 }
 
-/// Waits until every event is sealed, and the current process has logged the head of the chain. Returns the number of
-/// the head.
+/// Waits until every event is sealed, and the current process has logged the head: the last seal of the chain. Returns
+/// the number of this seal.
 async fn wait_until_head_is_logged(service: &Service) -> i64 {
     wait_until_everything_is_sealed(service).await;
     let head = service.database().number("select number from audit_seal_head").await;
@@ -57,7 +57,8 @@ async fn the_steps_of_the_restore_runbook_give_a_verified_log() {
     log += &log_lines(&service);
     service.database().restore().await;
     let heads = scratch.write("heads.jsonl", &log);
-    // The idempotency key expires in the period whose changes are lost, so `after-restore` must extend the key.
+    // This moves the expiry of the idempotency key into the period whose changes are lost. `after-restore` must extend
+    // such keys.
     service
         .database()
         .execute(
@@ -115,7 +116,8 @@ async fn the_steps_of_the_restore_runbook_give_a_verified_log() {
     })
     .await;
 
-    // The recorded restore explains only the seals in its list of lost heads, and only while this list is unchanged.
+    // Verification accepts a missing seal only if the recorded restore lists it in `audit_lost_heads`, and only while
+    // this list is unchanged.
     let forged = format!("{{\"seal_number\":{lost},\"seal_hash\":\"{}\"}}\n", "00".repeat(32));
     let forged = scratch.write("forged.jsonl", &(std::fs::read_to_string(&both).unwrap() + &forged));
     assert_eq!(verify(&service, &["--heads", &forged]).await.code(), Some(1));

@@ -94,7 +94,7 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
         assert!(whole && output.contains("verified up to seal"), "{output}");
     }
 
-    // Without the audit events of the exports, verification reports the exported events as missing.
+    // Without the audit events that record the exports, verification reports the exported events as missing.
     tamper(&service, "delete from audit_events where action = 'export'").await;
     let found = verify(&service, &["--exported", &february, &march]).await;
     assert_eq!(found.code(), Some(1));
@@ -159,8 +159,8 @@ async fn the_audit_event_of_an_export_can_be_exported_too() {
     let february = scratch.path("2021-02.jsonl.gz");
     export(&service, "2021-03-01", &february).await.succeeded();
     wait_until_everything_is_sealed(&service).await;
-    // The second export contains the audit event of the first. Deleting all exported events simulates a later drop of
-    // the partition.
+    // The second export contains the audit event that records the first export. Deleting all exported events simulates
+    // a later drop of their partitions.
     let tomorrow = (chrono::Utc::now() + chrono::TimeDelta::days(1)).to_rfc3339();
     let later = scratch.path("later.jsonl.gz");
     export(&service, &tomorrow, &later).await.succeeded();
@@ -173,7 +173,7 @@ async fn the_audit_event_of_an_export_can_be_exported_too() {
     verify(&service, &["--exported", &february, &later]).await.succeeded();
 }
 
-/// Opens a transaction that reads the whole audit log and stays open, like that of `pg_dump`.
+/// Opens a transaction that reads the whole audit log and stays open, like the transaction of `pg_dump`.
 async fn open_reader(service: &Service) -> dev::harness::OpenTransaction {
     service
         .database()
@@ -191,7 +191,7 @@ async fn make_audited_writes(service: &Service, count: usize) {
     }
 }
 
-/// Waits until the export is recorded and sealed, so that only the drop remains.
+/// Waits until the export is recorded, and its audit event is sealed. The command then only has to drop the partition.
 async fn wait_until_exported(service: &Service) {
     eventually("the export is recorded", async || {
         (service.database().number("select count(*) from audit_exports").await == 1).then_some(())
@@ -244,7 +244,8 @@ async fn a_drop_gives_way_to_a_reader() {
 async fn audited_writes_continue_while_a_new_epoch_waits() {
     let service = sealing_service().await;
     let customer = service.customer().await;
-    // This simulates a switch to another cluster.
+    // This simulates a switch to another PostgreSQL cluster. Transaction ids start again in a new cluster, so `migrate`
+    // begins a new epoch of the audit log.
     service.database().execute("update audit_epochs set system_identifier = 0").await;
     let reads = open_reader(&service).await;
     let (migrated, ()) = tokio::join!(service.command(&["migrate"], &[]), async {
@@ -279,7 +280,8 @@ async fn an_interrupted_export_can_be_repeated() {
     wait_until_everything_is_sealed(&service).await;
     let file = scratch.path("2021-02.jsonl.gz");
 
-    // The export needs this lock before it writes its file, so it is killed before the file exists.
+    // The export reads the locked table before it writes its file. The test kills the export during this read, so the
+    // file does not exist yet.
     let held = service.database().lock("audit_exports").await;
     let mut exporting = start_export(&service, &file);
     let active_export = "select count(*) from pg_stat_activity
@@ -296,8 +298,8 @@ async fn an_interrupted_export_can_be_repeated() {
     .await;
     held.release().await;
 
-    // An export that is killed while it waits for a reader has recorded its file. The next run only drops the
-    // partition.
+    // An export that waits for a reader has already recorded its file. If the export is killed during this wait, the
+    // next run only drops the partition.
     let reads = open_reader(&service).await;
     let mut exporting = start_export(&service, &file);
     wait_until_exported(&service).await;

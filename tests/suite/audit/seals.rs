@@ -1,4 +1,5 @@
-//! Sealing: every event is sealed exactly once, even with late commits and several replicas.
+//! Sealing of the audit log: every event is covered by exactly one seal of the hash chain, even with late commits and
+//! several replicas.
 use dev::harness::{Service, eventually};
 use serde_json::Value;
 use sqlx::{Connection, Executor, PgConnection};
@@ -31,7 +32,8 @@ pub async fn wait_until_everything_is_sealed(service: &Service) {
     .await;
 }
 
-/// Returns the heads of the chain that a process has logged: the number and the hash of each.
+/// Returns the number and the hash of each head that the current process has logged. A head is the last seal of the
+/// chain at the time of its log line.
 fn logged_heads(service: &Service) -> Vec<(i64, String)> {
     let head = |line: Value| Some((line["seal_number"].as_i64()?, line["seal_hash"].as_str()?.to_owned()));
     service.logs().into_iter().filter_map(head).collect()
@@ -110,8 +112,9 @@ async fn the_horizon_is_taken_before_the_events_are_read() {
     let service = builder().on_a_dedicated_server().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     wait_until_everything_is_sealed(&service).await;
     let late = service.database().hold(INSERT_LATE_EVENT).await;
-    // The sealer needs this lock to determine its horizon, the position before which every transaction has ended. If
-    // the sealer read the events before the horizon, it would miss the events that are committed while it waits.
+    // The sealer reads the locked table to determine its horizon, the position before which every transaction has
+    // ended. If the sealer read the events before the horizon, it would miss the events that are committed while it
+    // waits.
     let mut locker = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
     locker.execute("begin; lock table audit_epochs in access exclusive mode").await.unwrap();
     assert_eq!(service.database().try_as_service(INSERT_LATE_EVENT).await, Ok(()));
@@ -223,7 +226,8 @@ async fn a_restored_audit_log_starts_an_epoch_of_the_same_chain() {
     let mut service = sealing_service().await;
     service.customer().await;
     wait_until_everything_is_sealed(&service).await;
-    // The transaction ids of a new cluster start at a low number, so existing events may have higher ids.
+    // This simulates a restore into a new PostgreSQL cluster. Its transaction ids start at a low number, so existing
+    // events may have higher ids. The new epoch of the audit log still orders later events after them.
     service
         .database()
         .execute(
@@ -410,7 +414,8 @@ async fn a_cluster_switch_at_run_time_is_detected() {
     let mut service = sealing_service().await;
     service.customer().await;
     wait_until_everything_is_sealed(&service).await;
-    // This simulates a switch to a logical copy: another cluster with lower transaction ids.
+    // This simulates a switch to a copy that was made by logical replication: another PostgreSQL cluster with lower
+    // transaction ids.
     service
         .database()
         .execute(
@@ -446,7 +451,7 @@ async fn a_cluster_switch_at_run_time_is_detected() {
     verify(&service, &[]).await.succeeded();
 }
 
-/// Query for the definitions of the partitions: columns, defaults, constraints, indexes, triggers, and rights.
+/// Query for the definitions of the partitions: columns, defaults, constraints, indexes, triggers, rights, and bounds.
 const PARTITION_DEFINITIONS: &str = "
     select
       relname,

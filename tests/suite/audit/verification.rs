@@ -72,7 +72,8 @@ async fn sealed_service() -> Service {
         cause_three_events(&service).await;
         wait_until_everything_is_sealed(&service).await;
     }
-    // The service logs a head after the commit, so the log may briefly lack the last head.
+    // The service logs a head (the last seal) only after the commit of the seal, so the log may briefly lack the last
+    // head.
     let head = service.database().number("select number from audit_seal_head").await;
     service.logs_that("the last head is logged", |line| line["seal_number"] == head).await;
     service.terminate().await;
@@ -249,7 +250,7 @@ async fn heads_are_read_from_the_service_log() {
     logs.sort();
     let with_logs = [vec!["--log"], logs.iter().map(String::as_str).collect()].concat();
     verify(&service, &with_logs).await.succeeded();
-    // Verification ignores a truncated last line, and lines of other programs.
+    // Verification ignores a truncated last line, lines of other programs, and lines of other log targets.
     let audit_log = logs.iter().find(|path| path.contains("audit")).unwrap();
     let others = b"not ours\n\xff\xfe\n{\"target\":\"access\",\"seal_number\":1,\"seal_hash\":\"00\"}\n";
     let lines =
@@ -290,7 +291,8 @@ async fn a_rewritten_chain_stops_sealing_and_raises_an_alert() {
     );
 }
 
-/// Returns the Python verifier in docs/audit.md, and the JSON blocks of the document: first an event and its seal.
+/// Returns the Python verifier in docs/audit.md, and the JSON blocks of the document. The first block is an event, and
+/// the second block is its seal.
 fn documented() -> (String, Vec<Value>) {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/audit.md")).unwrap();
     let block = |text: &str| text.split_once("\n```").unwrap().0.to_owned();
@@ -354,7 +356,7 @@ async fn a_forged_export_record_does_not_excuse_missing_events() {
     service.terminate().await;
     verify(&service, &["--heads", &heads]).await.succeeded();
 
-    // A superuser deletes the events of the first seal.
+    // The owner of the database deletes the events of the first seal.
     tamper(
         &service,
         "delete from audit_events using audit_seals

@@ -1,4 +1,4 @@
-//! A console that observes a service.
+//! The fixture of the console tests: a console of `cargo dev` that observes a service.
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use dev::{
@@ -16,7 +16,8 @@ use crate::{
     stack::{repository, tool},
 };
 
-/// A running console and service. There is no traffic until a test starts it.
+/// A running console, the service that it observes, and the switches of the faults. [`Self::with_traffic`] also starts
+/// traffic.
 pub(crate) struct ConsoleFixture {
     pub(crate) console: Console,
     pub(crate) service: Service,

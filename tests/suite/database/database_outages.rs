@@ -125,7 +125,7 @@ async fn the_statement_timeout_follows_the_setting() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let request = customer.lists().in_background();
-    // The wait exceeds every other timeout of a statement.
+    // The wait is longer than every other timeout that could end the statement.
     let waited = format!(
         "select count(*) from pg_locks where relation = '{TABLE}'::regclass and not granted
          and waitstart < now() - interval '16 s'"
@@ -302,7 +302,8 @@ async fn a_database_with_read_only_sessions_is_not_used() {
         service.database().execute(statement).await;
     };
     set("on").await;
-    // Open sessions keep the old default. The monitor detects the change with a connection of its own.
+    // Open sessions keep the old default. The service's database monitor detects the change, because it regularly opens
+    // a new connection.
     wait_until_not_ready(&service, "the database is read-only").await;
     let role = service.database().service_role();
     let end_sessions = format!(

@@ -81,8 +81,8 @@ fn doc_comments_start_with_a_noun_or_a_verb() {
     assert!(starts > 500, "{starts} doc comments");
 }
 
-/// The texts of a file: string literals, `#[error]` messages, and the contents of macros except queries. These are the
-/// messages of logs, errors, problems, alerts, metrics, commands and assertions.
+/// The texts of a file: its string literals and `#[error]` messages, including the literals in macros other than
+/// queries. These are the messages of logs, errors, problems, alerts, metrics, commands and assertions.
 #[derive(Default)]
 struct Texts(Vec<String>);
 
@@ -158,8 +158,8 @@ impl Names {
     }
 
     /// Adds an async function that is named like a predicate and returns no `bool`, because such a function waits or
-    /// acts. Adds a function whose documentation does not start with a verb. Routes are exempt, because their
-    /// documentation is a title in the OpenAPI document.
+    /// acts. Also adds a function whose documentation does not start with a verb, unless the function is a route. The
+    /// documentation of a route is a title in the OpenAPI document.
     fn add_function(&mut self, function: &syn::Signature, attributes: &[syn::Attribute]) {
         let name = function.ident.to_string();
         let is_predicate = PREDICATE_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
@@ -249,7 +249,7 @@ fn documentation_of_functions_starts_with_a_verb() {
     assert!(functions.is_empty(), "start with a third-person verb: {functions:#?}");
 }
 
-/// A renamed module must not keep its old name in the list that introduces a directory.
+/// A renamed module must not keep its old name in the list of modules in the documentation of its parent module.
 #[test]
 fn lists_of_modules_name_existing_modules() {
     let (mut checked, mut missing) = (0, Vec::new());

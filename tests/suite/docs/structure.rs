@@ -252,8 +252,8 @@ fn connections_are_acquired_by_hand_only_for_several_statements() {
     );
 }
 
-/// The edge of a slice is its routes and the conversion of its errors into problems. Workers and commands send no HTTP
-/// response, and also use the other files of the slice.
+/// The edge of a slice is its routes and the conversion of its errors into problems. The other files of the slice must
+/// not name HTTP problems, because workers and commands also use these files, and send no HTTP response.
 #[test]
 fn only_the_edge_of_a_slice_names_problems() {
     let names_a_problem = |line: &str| line.contains("Problem");
@@ -306,7 +306,7 @@ fn every_declared_metric_is_documented() {
             "{name} is in no table \"{HEADING}\" of docs"
         );
     }
-    // One metric of each kind, which every project has.
+    // Every project declares these metrics. Their absence would mean that the search for declarations is broken.
     for name in [
         "http_requests_total",
         "http_requests_in_flight",

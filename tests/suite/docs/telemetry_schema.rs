@@ -15,7 +15,8 @@ use super::{
     structure::{CRATES, files},
 };
 
-/// The fields that every log line has in addition to those of its event.
+/// The fields that a log line can have in addition to the fields of its event. A field of an event with one of these
+/// names gets the prefix `field.`.
 const COMMON_LINE_FIELDS: [&str; 11] = [
     "correlation_id",
     "level",

@@ -1,4 +1,4 @@
-//! The alerts of breakers, payments and discrepancies.
+//! The alerts about circuit breakers, payments that need review, and discrepancies with the payment gateway.
 use dev::{
     example::gateway::{Charge, ChargeStatus, Event, Faults, Webhooks},
     harness::{Service, eventually},
@@ -11,7 +11,7 @@ use crate::{
     operations::alerts::{Pager, assert_complete},
 };
 
-/// Starts a receiver of alerts, and a service whose payments need review after one second.
+/// Starts a receiver of alerts, and a service in which a payment needs review after one second without a known outcome.
 async fn service_with_pager() -> (Service, Pager) {
     let pager = Pager::start().await;
     let service = builder()

@@ -144,8 +144,8 @@ fn the_table_has_every_crash_point_of_the_sources() {
     assert_eq!(selected, crash_points, "a campaign selects from all crash points");
 }
 
-/// Compiles only the module of crash points, with or without debug assertions, and runs one crash point. Returns the
-/// exit status, and whether the executable contains the name of the variable `CRASH_AT`.
+/// Compiles a program that has only the module of crash points, with or without debug assertions, and runs the program
+/// to a crash point. Returns the exit status, and whether the executable contains the name of the variable `CRASH_AT`.
 fn reach_crash_point(debug_assertions: &str) -> (ExitStatus, bool) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));

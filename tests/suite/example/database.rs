@@ -1,4 +1,5 @@
-//! Rules that the database enforces for orders, payments and refunds, and the cost of migrations and statements.
+//! Rules that the database enforces for orders, payments and refunds. Migrations do not block requests, and no
+//! statement scans all orders.
 use std::time::{Duration, Instant};
 
 use dev::harness::{MUG, PASSWORD};
@@ -38,7 +39,7 @@ async fn no_money_moves_that_cannot_be_audited() {
         let rejected = request.await;
         assert_eq!(rejected.status, 500, "{operation}: {rejected}");
     }
-    // A rejection grants nothing, so it does not depend on its audit event.
+    // A rejection grants nothing, so the service sends the rejection even if the audit event cannot be recorded.
     let _rejected = support.orders(&[(MUG, 1)]).await.is_problem(403, "forbidden");
     assert!(service.metric("audit_write_failures_total").await >= 5);
 

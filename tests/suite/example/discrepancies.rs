@@ -1,5 +1,5 @@
-//! Discrepancies with the gateway. The service sends an alert for each discrepancy until a receiver accepts the alert.
-//! Each discrepancy is open until an operator closes it.
+//! Discrepancies between the service's payments and the records of the payment gateway. The service sends an alert for
+//! each discrepancy until a receiver accepts the alert. Each discrepancy is open until an operator closes it.
 use std::time::Duration;
 
 use dev::{
@@ -117,7 +117,8 @@ async fn an_operator_ends_only_records_that_need_review() {
         service.database().rows(format!("select status, failure_reason from payments where id = '{id}'"));
     assert_eq!(rows.await, [json!({ "status": "failed", "failure_reason": "gateway_rejected" })]);
 
-    // The gateway has charged the payment nevertheless. Its webhook is recorded as a discrepancy.
+    // The gateway has charged the payment nevertheless. The service records the webhook of this charge as a
+    // discrepancy.
     let event = Event::of_charge(&service.charges_for(payment).await[0]).unwrap();
     assert_eq!(service.gateway().deliver_webhook(&event).await.unwrap(), 204);
     let recorded = service.audit_events("action = 'discrepancy'").await;

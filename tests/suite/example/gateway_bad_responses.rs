@@ -1,5 +1,5 @@
-//! Malformed and contradictory responses of the gateway. They settle nothing, and many of them open the circuit
-//! breaker. Declines are valid responses.
+//! Malformed and contradictory responses of the gateway. Such a response settles no payment, and a series of them opens
+//! the circuit breaker. A decline is a valid response, and does not open the breaker.
 use dev::{
     example::gateway::{Charge, ChargeStatus, Faults, Malformation, Webhooks},
     harness::{Service, eventually},
@@ -262,7 +262,7 @@ async fn a_409_of_the_gateway_settles_nothing_and_is_recorded() {
 async fn a_rejection_of_a_resent_charge_settles_nothing() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    // The response to the first send is a late error, and the response to the second is a rejection.
+    // The gateway responds to the first send with a late error, and to the second send with a rejection.
     let failing = Faults { error_rate: 1.0, latency_ms: 400, webhooks: Webhooks::Never, ..Faults::default() };
     service.gateway().faults().set(failing);
     let attempt = order.pay("pm_card_from_another_gateway").in_background();

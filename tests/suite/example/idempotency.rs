@@ -218,7 +218,7 @@ async fn a_retry_of_a_payment_in_progress_gets_its_current_state() {
     service.invariants_hold().await;
 }
 
-/// Returns the stored keys of the next test.
+/// Returns the idempotency keys of the next test that are still stored.
 async fn stored_keys(service: &Service) -> Vec<Value> {
     let keys =
         "select key from idempotency_keys where key in ('old', 'young', 'never-complete') order by key";

@@ -35,7 +35,7 @@ async fn invalid_fields_have_pointers() {
 async fn a_malformed_filter_of_orders_gets_400() {
     let service = service().await;
     let customer = service.customer().await;
-    // `http::problems` has the malformed limits and cursors of this route.
+    // The tests in `http::problems` cover the malformed limits and cursors of this route.
     for query in ["status=lost", "status=", "status=PAID", "customer_id=me"] {
         let rejected = customer.get(format!("/v1/orders?{query}")).await;
         assert_eq!(rejected.status, 400, "{query}: {rejected}");

@@ -226,7 +226,7 @@ async fn every_line_of_a_request_has_its_ids_and_user() {
 async fn gateway_latency_has_exemplars_of_payment_traces() {
     let collector = Collector::start().await;
     let service = builder().traced_by(&collector).start().await;
-    // Reconciliation calls the gateway too, and its exemplar would replace that of a payment.
+    // The first run of reconciliation also calls the gateway, and its exemplar would replace that of the payment.
     service.wait_for_first_work().await;
     let order = service.customer().await.places(&[(MUG, 1)]).await;
     let _paid = order.pay("pm_card_ok").header("x-correlation-id", "an-example").await.is(201);

@@ -240,7 +240,8 @@ async fn another_key_after_a_decline_is_another_charge() {
     service.invariants_hold().await;
 }
 
-/// Starts a service that waits while the gateway holds its responses. Recovery does not run during the test.
+/// Starts a service with a gateway timeout of nine seconds, so that a call waits while the gateway holds its response.
+/// Recovery does not run during the test.
 async fn service_with_long_gateway_timeout() -> Service {
     builder()
         .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
@@ -288,7 +289,8 @@ async fn waiting_for_the_order_lock_does_not_shorten_the_lease() {
     let lease = format!(
         "select extract(epoch from lease_expires_at - created_at)::bigint from payments where id = '{payment}'"
     );
-    // `created_at` is the start of the statement, before the wait.
+    // `created_at` is the time at which the statement began. The lease must count from the end of the wait for the
+    // lock.
     let lease = service.database().number(lease).await;
     assert!(lease >= 1800 + 2, "{lease} s are less than three intervals from the end of the wait");
     service.gateway().release();

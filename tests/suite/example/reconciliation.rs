@@ -103,7 +103,8 @@ async fn compare_window(service: &Service) {
     .await;
 }
 
-/// Waits for the first run over the window. With a new database, this run begins after the start of the service.
+/// Waits until the first run over the window is complete. In a new database, this run is due as soon as the service
+/// starts.
 async fn wait_for_first_window(service: &Service) {
     within(Duration::from_mins(1), "the first window is compared", async || {
         (completed(service, "window").await > 0).then_some(())
@@ -208,7 +209,7 @@ fn eleven_minutes_older(id: Uuid) -> Uuid {
 /// records that are older than ten minutes as missing at the gateway. Returns the new ids.
 async fn backdate_records(service: &Service, payment: Uuid, refund: Uuid) -> (Uuid, Uuid) {
     let (aged, aged_refund) = (eleven_minutes_older(payment), eleven_minutes_older(refund));
-    // The role `replica` disables foreign keys, which the statements violate until the last row is changed.
+    // The setting disables the foreign keys, which the statements violate until the last row is changed.
     let statements = format!(
         "set session_replication_role = replica;
          update orders set live_payment_id = '{aged}' where live_payment_id = '{payment}';

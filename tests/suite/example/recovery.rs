@@ -1,4 +1,5 @@
-//! Recovery of unknown outcomes: the gateway is polled until it responds, and no outcome is guessed.
+//! Recovery of payments and refunds with an unknown outcome: the service polls the gateway, resends the request if
+//! necessary, and never guesses the outcome.
 use dev::{
     example::gateway::{Charge, ChargeStatus, Event, Faults, Webhooks},
     harness::{Order, Service, eventually},

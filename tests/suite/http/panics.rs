@@ -7,7 +7,8 @@ use crate::{
     builder,
 };
 
-/// Starts a service that panics the first time it reaches a crash point.
+/// Starts a service that panics once, at the named crash point: a place in the code where a test can inject a panic
+/// (`platform::resilience::crash`).
 pub async fn panics_at(point: &str) -> Service {
     builder().setting("PANIC_AT", point).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await
 }

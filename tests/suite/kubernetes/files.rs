@@ -64,7 +64,8 @@ fn every_variable_is_a_setting_and_secrets_are_references() {
         for (name, is_secret) in variables(container) {
             match known.get(name.as_str()) {
                 Some(setting) => assert_eq!(setting.secret, is_secret, "{name}"),
-                // This variable has a value from the Kubernetes API, and another variable refers to it.
+                // A variable that is no setting, such as `POD_NAME`, is allowed only if the value of another variable
+                // refers to it.
                 None => assert!(references.contains(&format!("$({name})")), "{name} is no setting"),
             }
         }
@@ -363,8 +364,8 @@ fn tempdir() -> std::path::PathBuf {
     directory
 }
 
-/// Returns healthy series of the service, and unhealthy series of another job with the same names. Each series of the
-/// other job would fire an alert if it belonged to the service.
+/// Returns healthy series of the service, and unhealthy series of `job` for metrics that the rules use. If `job` is the
+/// service itself, the unhealthy series fire alerts.
 fn series_of_jobs(job: &str) -> Vec<Value> {
     let mut series = vec![
         (format!("up{{job=\"{JOB}\", instance=\"own\"}}"), "1x60"),
@@ -393,7 +394,8 @@ fn series_of_jobs(job: &str) -> Vec<Value> {
 }
 
 /// Returns a test for promtool: after an hour of these series, no alert fires. The test ignores alerts whose label
-/// `scope` names a slice, because the series contain no metrics of slices.
+/// `scope` names a slice, because they report that metrics of this slice are missing, and the series contain no such
+/// metrics.
 fn no_alert_test(series: &[Value]) -> Value {
     let mut rule_files: Vec<_> = run_script("rules.sh", &DEMO)
         .iter()

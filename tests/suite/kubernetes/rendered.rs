@@ -62,7 +62,7 @@ fn the_pods_get_the_settings_of_their_overlay() {
     }
 }
 
-/// Returns the texts of the matchers in Alertmanager's own configuration, in order.
+/// Returns the strings of a list in `alertmanager.yml`, such as the matchers of a route.
 fn matchers(value: &Value) -> Vec<String> {
     value.as_array().into_iter().flatten().map(|matcher| matcher.as_str().unwrap().to_owned()).collect()
 }

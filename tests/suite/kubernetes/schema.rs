@@ -329,7 +329,7 @@ pub(super) struct Matcher {
 }
 
 impl Matcher {
-    /// Returns the matcher as Alertmanager's own configuration writes it.
+    /// Returns the matcher in the notation of `alertmanager.yml`, such as `severity="critical"`.
     pub(super) fn text(&self) -> String {
         format!("{}{}\"{}\"", self.name, self.match_type, self.value)
     }

@@ -67,7 +67,8 @@ async fn failed_audit_writes_raise_an_alert() {
     let (service, pager) = service_with_pager().await;
     let customer = service.customer().await;
     service.database().execute("revoke insert on audit_events from app_runtime").await;
-    // A change and its event are one statement, so only the database knows which of the two failed.
+    // One statement writes the change and its audit event. The service recognizes the failed audit write by the context
+    // of the error, which names `record_audit_event`.
     assert_eq!(customer.creates().await.status, 500);
     let failures = service.metric("audit_write_failures_total").await;
     assert_eq!(failures, 1, "the failure is counted");
@@ -88,15 +89,16 @@ async fn a_chain_without_the_last_head_raises_an_alert() {
     wait_until_everything_is_sealed(&service).await;
     let head = service.database().number("select number from audit_seal_head").await;
     service.logs_that("the process has logged the head", |line| line["seal_number"] == head).await;
-    // The owner of the database deletes the whole chain and resets the head, so the tables are consistent with each
-    // other.
+    // The owner of the database deletes the whole chain of seals, and resets the head (the number and the hash of the
+    // last seal). The tables are then consistent with each other, but contradict the head that the process has read.
     unseal(&service, "").await;
     let alert = pager.wait_for("Audit log tampered with").await;
     assert_complete(&alert, "critical");
     assert!(alert["description"].as_str().unwrap().contains("was rewritten"), "{alert:#}");
 }
 
-/// Starts a service whose oldest event has been unsealed for ten minutes, because `delay_sealing` opens a transaction.
+/// Starts a service and inserts an event that was recorded ten minutes ago. The event stays unsealed, because
+/// `delay_sealing` has opened a transaction.
 async fn service_with_delayed_sealing(pager: &Pager, delay_sealing: impl AsyncFnOnce(&Database)) -> Service {
     // An open transaction with writes delays sealing in every database of its server, so this service has a server of
     // its own.

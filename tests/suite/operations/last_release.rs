@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// Returns the number of rows in the database of a test: few without `.ci/checks/release --long`.
+/// Returns the number of rows that a test inserts: 100 000 with `.ci/checks/release --long`, otherwise 10 000.
 pub fn rows() -> u32 {
     if std::env::var_os("LAST_RELEASE").is_some() { 100_000 } else { 10_000 }
 }
@@ -40,7 +40,7 @@ const CUSTOMERS: usize = 3;
 /// Number of requests that must be served after each step of the test, such as the replacement of one replica.
 const REQUESTS: usize = 60;
 
-/// Maximum time for sealing the events of [`rows`].
+/// Maximum time until the audit events of the inserted [`rows`] are sealed.
 const UNTIL_SEALED: Duration = Duration::from_mins(5);
 
 /// Maximum time for which a migration holds a lock that blocks writers.
@@ -57,7 +57,8 @@ struct Load {
 }
 
 impl Load {
-    /// Sends requests until the roll ends, and repeats each change. The repetition is often served by another release.
+    /// Sends requests until the roll ends, and repeats each change. A replica of the other release often serves the
+    /// repetition.
     async fn send_until_closed(self: Arc<Self>, customer: User, mut closed: watch::Receiver<bool>) {
         while !*closed.borrow_and_update() {
             let listed = customer.lists().await;
@@ -95,7 +96,7 @@ impl Load {
         }
     }
 
-    /// Waits until [`REQUESTS`] more requests were served. Fails at the first request that fails.
+    /// Waits until [`REQUESTS`] more requests were served. Panics if a request has failed.
     async fn goes_on(&self) {
         let enough = self.served.load(Ordering::Relaxed) + REQUESTS;
         eventually("more requests are served", async || {
@@ -120,7 +121,7 @@ async fn verify(executable: &Path, service: &Service, arguments: &[&str]) -> Str
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Exports the events of a past month, once they are sealed.
+/// Exports the audit events that were recorded before `until`, once they are sealed.
 async fn export(executable: &Path, service: &Service, until: &str, file: &str) {
     within(UNTIL_SEALED, "the events are exported", async || {
         let output = audit(executable, service, &["export", "--until", until, "--to", file]).await;
@@ -165,7 +166,8 @@ pub async fn longest_locks<T>(
             _ = &mut migrating => return longest,
             _ = clock.tick() => {}
         }
-        // A table that the migration creates is not visible here until its commit.
+        // The query finds no lock on a table that the migration creates, because the table is not visible here until
+        // the commit.
         let locks: Vec<String> = sqlx::query_scalar(
             "select distinct format('%s on %s', mode, relname)
              from pg_locks
@@ -195,13 +197,14 @@ pub async fn longest_locks<T>(
     }
 }
 
-/// Returns the locks for which writers wait too long.
+/// Returns the locks that were held longer than [`MAX_LOCK`].
 pub fn too_long(locks: &HashMap<String, Duration>) -> Vec<&String> {
     locks.iter().filter(|(_, held)| **held > MAX_LOCK).map(|(lock, _)| lock).collect()
 }
 
-/// Adds a column to every table while the replicas serve, as a later migration may do. A statement whose result has
-/// every column of a table then fails: `cached plan must not change result type`.
+/// Adds a column to every table while the replicas serve, as a later migration may do. A prepared `select *` from such
+/// a table then fails with `cached plan must not change result type`, so no statement of the service may select every
+/// column.
 async fn add_a_column_to_every_table(database: &Database, name: &str) {
     let mut session = PgConnection::connect(database.owner_url().as_str()).await.unwrap();
     let every_column = format!("select * from {TABLE} limit 1");

@@ -66,7 +66,8 @@ async fn many_probes_cause_few_database_queries() {
             assert_eq!(probe.await.unwrap().unwrap().status(), 200);
         }
     }
-    // The checks of the database read the latest result of the monitor, which has its own connection.
+    // The checks of the database read the latest result of the monitor. The monitor has its own connection, so the
+    // checks use no connection of the pool.
     let queries = acquired().await - before;
     assert!(queries <= 2, "{queries} queries for 2000 probes in {:?}", began.elapsed());
 }
@@ -83,7 +84,7 @@ async fn a_full_pool_does_not_fail_readiness() {
     let acquired = [(); 4].map(|()| customer.lists().in_background());
     service.database().wait_for_blocked_statements(4).await;
     let mut pace = tokio::time::interval(Duration::from_millis(100));
-    // Five seconds are longer than the timeout of a check, and than the time for which the result of a check is shared.
+    // Five seconds exceed the timeout of the checks and the time for which their results are cached.
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(5) {
         pace.tick().await;

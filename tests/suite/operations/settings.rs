@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// Settings that are never shown and have no flag, because other users of the machine can read command lines.
+/// Settings with secret values. They have no flag, because other users of the machine can read command lines.
 const SECRETS: [&str; 4] = ["DATABASE_URL", "DATABASE_MIGRATION_URL", "OPS_TOKEN", "ALERT_WEBHOOK_URL"];
 
 /// The heading of the tables of settings.

@@ -75,7 +75,8 @@ async fn work_past_the_deadline_is_cancelled_and_logged() {
     held.release().await;
 }
 
-/// Starts the service, waits until `until_waiting` is complete, and asserts that a signal then ends the start.
+/// Starts the service, waits until `until_waiting` is complete, and asserts that SIGTERM then ends the process without
+/// an error.
 async fn assert_signal_ends_wait(
     settings: &[(&str, String)],
     until_waiting: impl AsyncFn(&dev::process::Child),

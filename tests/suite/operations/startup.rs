@@ -89,7 +89,8 @@ async fn an_ipv6_address_of_the_database_is_supported() {
         "{}",
         stopped.stderr
     );
-    // On a machine without IPv6 the connection fails for another reason. A literal address is never looked up in DNS.
+    // The cause of the failed connection depends on the machine, which may lack IPv6. It is never a failed DNS lookup,
+    // because the address is literal.
     assert!(!stopped.stderr.contains("lookup"), "{}", stopped.stderr);
 }
 
@@ -244,7 +245,7 @@ async fn a_database_that_goes_down_during_the_start_is_retried() {
     let proxy = service.database_proxy();
     let owner = proxy.url_through(service.database().owner_url());
     for migrates in ["false", "true"] {
-        // The start waits for the lock after its first connection.
+        // The service connects once, and then waits for this lock during its start.
         let held = service.database().lock("_sqlx_migrations").await;
         let interrupt_database = async {
             service.database().wait_for_blocked_statements(1).await;

@@ -22,9 +22,9 @@ pub(crate) async fn inbox() -> Inbox {
     .unwrap()
 }
 
-/// Returns the sorted names of the alerts that a real Alertmanager sends while the alerts `firing` fire. An entry of
-/// `firing` is the name of a rule, and the labels that the rule's expression adds. All rules of this name fire. A name
-/// without a rule is an alert that the service itself sends.
+/// Returns the sorted names of the alerts that a real Alertmanager sends while the alerts `firing` fire, or `None` if
+/// Alertmanager is not installed. An entry of `firing` is the name of an alert, and the labels that the expression of
+/// its rule adds. All rules of this name fire. A name without a rule is an alert that the service itself sends.
 pub(crate) async fn sent_while_firing(firing: &[(&str, &[(&str, &str)])]) -> Option<Vec<String>> {
     let program = tool("alertmanager")?;
     let inbox = inbox().await;
@@ -45,8 +45,8 @@ pub(crate) async fn sent_while_firing(firing: &[(&str, &[(&str, &str)])]) -> Opt
     }
     alertmanager.post("api/v2/alerts", &json!(posted)).await;
     let sent = || inbox.alerts().into_iter().map(|alert| alert.name).collect::<Vec<_>>();
-    // Alertmanager makes each alert active or suppressed. A symptom may be active until Alertmanager has processed its
-    // cause.
+    // Alertmanager marks each alert as active or suppressed. A symptom may be active until Alertmanager has processed
+    // its cause, so the states are polled.
     eventually("every alert is processed, and the active ones arrive", async || {
         let alerts = alertmanager.query("api/v2/alerts", &[]).await;
         let alerts = alerts.as_array().unwrap();
@@ -99,7 +99,7 @@ async fn a_restored_database_sends_one_alert() {
     let Some(sent) = sent_while_firing(&restored).await else { return };
     assert_eq!(sent, ["DatabaseRestored"]);
 
-    // Without `DatabaseRestored`, Alertmanager sends the service's own alert about a changed chain.
+    // Without `DatabaseRestored`, Alertmanager sends the service's own alert, `AuditLogTampered`.
     assert_eq!(sent_while_firing(&restored[1..]).await.unwrap(), ["AuditLogTampered"]);
 }
 

@@ -271,7 +271,8 @@ fn every_alert_is_tested_where_it_fires_and_where_it_does_not() {
     assert_complete("the silent cases of prometheus/tests", &silent, rules, &alert_names());
 }
 
-/// `AuditTrailSilent` compares the records that users have created with the events of the audit log.
+/// The alert `AuditTrailSilent` compares the number of created records with the events of the audit log. The alert
+/// cannot see a counter that no recording rule reads.
 #[test]
 fn every_counter_of_created_records_is_recorded_for_the_audit() {
     const RECORD: &str = "job:records_created:increase15m";
@@ -434,7 +435,8 @@ fn panels() -> Vec<Value> {
 
 #[test]
 fn no_axis_mixes_seconds_with_numbers() {
-    // A gauge in seconds is a duration. The rate of a counter in seconds is a number, for example of busy threads.
+    // A gauge in seconds is a duration. The rate of a counter in seconds has no unit: it is a number, for example of
+    // busy threads.
     let has_seconds = |target: &Value| {
         let query = target["expr"].as_str().unwrap();
         query.contains("_seconds{") && !query.contains("rate(") && !query.contains("changes(")
@@ -505,9 +507,9 @@ fn queries_of_dashboards_follow_the_variables() {
     }
 }
 
-/// The rules of Grafana's dashboard-linter that the tests above do not cover. The linter's module needs dependencies
-/// that this project does not ship, so this test repeats the rules. `grafana/dashboards/.lint` has the exceptions for
-/// the linter itself.
+/// The rules of Grafana's dashboard-linter that the tests above do not cover. The project does not run the linter,
+/// because its Go module needs dependencies that the project does not distribute. This test repeats the rules.
+/// `grafana/dashboards/.lint` has the exceptions for the linter itself.
 #[test]
 fn dashboard_variables_follow_the_time_and_are_multi_value() {
     for (_, dashboard) in dashboards() {

@@ -68,7 +68,8 @@ fn runbook_queries() -> Vec<Query> {
 const QUERY_STARTS: [&str; 9] =
     ["count", "db_", "histogram_quantile(", "max", "min", "predict_linear(", "rate(", "sum", "time()"];
 
-/// Returns the queries in the other documents. A query is inline code that begins with one of [`QUERY_STARTS`].
+/// Returns the queries in the documents of `docs`, without those in subdirectories. A query is inline code that begins
+/// with one of [`QUERY_STARTS`].
 fn document_queries() -> Vec<Query> {
     let mut queries = Vec::new();
     for path in files("docs", "md") {
@@ -94,7 +95,8 @@ fn rule_queries() -> Vec<Query> {
     rules().into_iter().map(named).collect()
 }
 
-/// Returns each series selector of a query as a query. An alert can fire only if its series exist.
+/// Returns each series selector of a query as a query of its own. An alert can fire only if the series of its selectors
+/// exist.
 async fn selectors(prometheus: &Server, query: &Query) -> Vec<Query> {
     fn collect(node: &Value, found: &mut Vec<String>) {
         match node {
@@ -124,7 +126,7 @@ async fn selectors(prometheus: &Server, query: &Query) -> Vec<Query> {
     found.into_iter().map(|text| Query { place: query.place.clone(), text }).collect()
 }
 
-/// Returns whether a query returns a number.
+/// Returns whether the result of a query has a value other than NaN.
 async fn has_data(prometheus: &Server, query: &Query) -> bool {
     let response = prometheus.query("api/v1/query", &[("query", &query.text)]).await;
     let series = response["data"]["result"].as_array().unwrap();

@@ -1,4 +1,5 @@
-//! The standby of the stack (the profile `replicated` of `docker-compose.yml`): its scripts with real servers.
+//! The standby of the stack (the profile `replicated` of `docker-compose.yml`): its scripts, run with real PostgreSQL
+//! servers.
 use std::{
     env, fs,
     os::unix::fs::{MetadataExt, chown},
@@ -20,7 +21,8 @@ use crate::{EXECUTABLE, audit::verification::Scratch};
 /// Timeout of a script that ends by itself.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A primary, with what the containers have: the programs of PostgreSQL, the Unix user of the server, and a volume.
+/// A primary server, and the environment of its container: the programs of PostgreSQL, the Unix user of the server, and
+/// a volume.
 struct Primary {
     server: Server,
     admin: PgPool,
@@ -47,7 +49,8 @@ impl Primary {
         Self { server, admin, data: data.into(), programs: programs.into(), user, volume }
     }
 
-    /// Prepares a program with the `PATH` of the container, which runs as the Unix user of the server.
+    /// Prepares a program that runs as the Unix user of the server. As in the container, its `PATH` contains the
+    /// programs of PostgreSQL.
     fn program(&self, program: &str, arguments: &[&str]) -> Launch {
         let path = format!("{}:{}", self.programs.display(), env::var("PATH").unwrap());
         let launch = Launch::new(program).args(arguments).env("PATH", path).directory(Path::new("/"));
@@ -56,7 +59,8 @@ impl Primary {
 
     /// Prepares a script of `deploy/postgres`, with the address of this server.
     fn script(&self, name: &str, arguments: &[&str]) -> Launch {
-        // The Unix user of the server may have no access to the repository, so the shell gets the text.
+        // The Unix user of the server may have no access to the repository, so the shell gets the text of the script as
+        // an argument.
         let script = fs::read_to_string(repository().join("deploy/postgres").join(name)).unwrap();
         self.program("sh", &[&["-c", &script, name], arguments].concat())
             .env("PGHOST", "127.0.0.1")
@@ -87,7 +91,9 @@ async fn a_promoted_standby_has_every_commit_and_accepts_writes() {
         .env("PGDATA", &primary.data);
     let passwords = ["OWNER_PASSWORD", "SERVICE_PASSWORD", "MONITOR_PASSWORD", "REPLICATION_PASSWORD"];
     succeed(passwords.into_iter().fold(roles, |roles, name| roles.env(name, "demo"))).await;
-    // Servers of tests do not wait for any commit. The server of the container waits, by default.
+    // The first statement loads the line that `roles.sh` has added to pg_hba.conf. The second statement restores the
+    // default of the container, because servers of tests have `synchronous_commit=off` and would not wait for the
+    // standby.
     for statement in ["select pg_reload_conf()", "alter database stack set synchronous_commit = on"] {
         sqlx::query(statement).execute(&primary.admin).await.unwrap();
     }
@@ -95,7 +101,8 @@ async fn a_promoted_standby_has_every_commit_and_accepts_writes() {
     let copy = primary.volume.path("copy");
     let address = free_address();
     let (_, port) = address.split_once(':').unwrap();
-    // The arguments of the primary, which a copy of its files does not have.
+    // The primary got these settings as arguments, so a copy of its files lacks them. A standby does not start with
+    // lower values than its primary.
     let settings = "select format('%s=%s', name, setting) from pg_settings
         where name like 'max%' and context = 'postmaster'";
     let mut settings: Vec<String> = sqlx::query_scalar(settings).fetch_all(&primary.admin).await.unwrap();
@@ -129,12 +136,12 @@ async fn a_promoted_standby_has_every_commit_and_accepts_writes() {
     let killed = Command::new("kill").args(["-QUIT", postmaster.lines().next().unwrap()]).status().unwrap();
     assert!(killed.success());
     succeed(primary.program("pg_ctl", &["promote", "--pgdata", &copy])).await;
-    // The command writes to the new primary, and would wait forever for a standby of it.
+    // The command writes to the promoted server. If that server still waited for a standby, the commit would never end.
     let repeated = run(Path::new(EXECUTABLE), &["migrate"], &settings).await.succeeded();
     assert!(repeated.starts_with("applied 0"), "{repeated}");
     standby.stop(SCRIPT_TIMEOUT).await.unwrap();
 
-    // The container is restarted without the lost primary.
+    // A restart of the container must not need the lost primary.
     let restarted = start();
     let repeated = run(Path::new(EXECUTABLE), &["migrate"], &settings).await.succeeded();
     assert!(repeated.starts_with("applied 0"), "{repeated}\n{:#?}", restarted.lines());

@@ -222,7 +222,7 @@ fn executables_of_the_image_list_their_crates() {
 
 #[test]
 fn a_container_is_unhealthy_only_if_its_process_is() {
-    // A container without a database is not ready, and its restart would not help.
+    // While the database is down, the service is not ready, but a restart of its container would not help.
     let dockerfile = fs::read_to_string(repository().join("Dockerfile")).unwrap();
     let check = dockerfile.split("HEALTHCHECK").nth(1).unwrap();
     assert!(check.contains("/healthz\"]") && !check.contains("/readyz"), "{check}");

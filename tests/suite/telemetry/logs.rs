@@ -88,7 +88,7 @@ async fn nothing_that_a_client_sends_forges_a_line_or_a_header() {
             "GET /problems%0a%0d%1b%7B%22level%22%3A%22ERROR%22%7D?token=tea HTTP/1.1\r\nuser-agent: {forged}\r\n\
              x-correlation-id: {forged}"
         ),
-        // Bytes above ASCII are allowed in header values, but are no valid text.
+        // HTTP allows bytes above ASCII in header values, but `HeaderValue::to_str` rejects them.
         "GET /problems HTTP/1.1\r\nuser-agent: \u{85}\u{2028}forged\r\nx-correlation-id: a\r\n\
          x-correlation-id: forged"
             .to_owned(),
@@ -107,7 +107,7 @@ async fn nothing_that_a_client_sends_forges_a_line_or_a_header() {
         (lines.len() >= 4).then_some(lines)
     })
     .await;
-    // The harness has checked that every line is one object.
+    // The harness has checked that every line is one JSON object.
     assert_eq!(lines.len(), 4, "one request, one line: {lines:#?}");
     for line in &lines {
         assert_eq!((&line["level"], &line["message"]), (&json!("INFO"), &json!("request")), "{line:#}");

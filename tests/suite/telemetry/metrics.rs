@@ -143,7 +143,7 @@ async fn the_pools_gauges_are_correct_while_it_is_in_use() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let waiting: Vec<_> = (0..3).map(|_| customer.lists().in_background()).collect();
-    // Connections are opened on demand, so the fourth may not exist yet.
+    // Connections are opened on demand, so the fourth connection of the pool may not exist yet.
     eventually("three connections are held", async || {
         matches!(pool(&service).await, [3, 0 | 1, 4]).then_some(())
     })

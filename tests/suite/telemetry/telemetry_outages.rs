@@ -34,7 +34,8 @@ async fn wait_for_losses(service: &Service, metric: &str) {
     eventually(&format!("{metric} counts"), async || (service.metric(metric).await > 0).then_some(())).await;
 }
 
-/// Checks that requests and the shutdown still work.
+/// Checks that requests and the shutdown still work, that the memory grows by less than [`MAX_GROWTH_BYTES`], and that
+/// no task has panicked.
 async fn assert_works_and_stops(service: &Service) {
     let _created = service.customer().await.creates().await.is(201);
     let before = service.memory();
@@ -157,7 +158,7 @@ async fn span_export_continues_after_a_collector_outage() {
 
 #[tokio::test]
 async fn a_stopped_log_reader_delays_no_request() {
-    // With the filter `trace`, libraries log too, at most at the level `debug`. The pipe and the queue therefore fill
+    // With the filter `trace`, the service also writes the debug lines of libraries, so the pipe and the queue fill
     // soon.
     let service = builder().setting("RUST_LOG", "trace").start().await;
     service.stall_output();

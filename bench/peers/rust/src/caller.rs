@@ -1,4 +1,4 @@
-//! The caller: a bearer token, looked up by its SHA-256.
+//! The caller of a request, identified by a bearer token. The token is looked up by its SHA-256.
 use std::net::{IpAddr, SocketAddr};
 
 use axum::{

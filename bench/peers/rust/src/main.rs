@@ -1,4 +1,5 @@
-//! The peer in Rust: the two routes, composed as the READMEs of its crates recommend.
+//! The peer in Rust: the routes `POST /v1/orders` and `GET /v1/orders/{id}`, composed as the READMEs of its crates
+//! recommend.
 mod audit;
 mod caller;
 mod orders;

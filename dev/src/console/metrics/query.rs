@@ -1,4 +1,5 @@
-//! The subset of `PromQL` that the console and the project's rules use. An error names any other function or operator.
+//! The subset of `PromQL` that the console and the project's rules use. Evaluating any other function or operator
+//! returns an error with its name.
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use promql_parser::parser::{self, Call, Expr, MatrixSelector, Offset, VectorSelector};

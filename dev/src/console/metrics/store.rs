@@ -45,7 +45,7 @@ pub struct Store {
     series: BTreeMap<u64, Series>,
     /// Ids of the series of each metric name.
     names: HashMap<String, BTreeSet<u64>>,
-    /// Ids of the series by target, and by the name and labels in the target's response.
+    /// Ids of the series, first by target (`instance`), then by the unparsed name and labels in the target's response.
     series_by_text: HashMap<String, HashMap<String, u64>>,
     next: u64,
 }

@@ -1,4 +1,4 @@
-//! Aggregation and binary operators.
+//! Aggregation and binary operators of `PromQL`.
 use std::collections::{BTreeMap, BTreeSet};
 
 use promql_parser::parser::{
@@ -39,7 +39,7 @@ pub(super) fn aggregate(aggregate: &AggregateExpr, elements: Vec<Element>) -> Re
     Ok(Value::Vector(combined.collect()))
 }
 
-/// Returns the labels that a modifier keeps.
+/// Returns the labels that a modifier (`by`, `without`, `on` or `ignoring`) keeps.
 fn grouping_labels(mut labels: Labels, modifier: &LabelModifier) -> Labels {
     let named = |label: &String| modifier.labels().labels.contains(label);
     labels

@@ -1,4 +1,4 @@
-// The project's own alerts, and the received notifications.
+// The view Alerts: the project's alerting rules with their states, and the received notifications.
 import { fetchJson, h, placeholder, replace } from "./dom.js";
 import { ago, clock, number } from "./format.js";
 

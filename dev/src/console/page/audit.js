@@ -1,4 +1,4 @@
-// The view Audit: events, their seals, and the verification of the chain.
+// The view Audit: events, their seals, and the verification of the chain of seals.
 import { fetchJson, h, placeholder, replace } from "./dom.js";
 import { clock } from "./format.js";
 

@@ -4,12 +4,12 @@ import { clock, measure } from "./format.js";
 
 const WIDTH = 320, HEIGHT = 120, LEFT = 44, RIGHT = 6, TOP = 8, BOTTOM = 16;
 
-/** The colours of lines with a meaning. */
+/** The colours of lines whose names have a meaning, such as `failed`. */
 const TONES = {
   "5xx": "bad", failed: "bad", error: "bad", server_error: "bad", timeout: "warn", connect_error: "bad",
   "4xx": "warn", declined: "warn", "needs review": "bad", succeeded: "good", success: "good",
 };
-/** Returns the colour class of a line: by its meaning, or else by its position. */
+/** Returns the colour class of a line: by the meaning of its name, or else by its position. */
 const tone = (name, position) => TONES[name] ?? `line${position % 4}`;
 
 /** Returns the next larger round number. */
@@ -32,7 +32,7 @@ function linesOf(points, id, order) {
   return [...lines].sort(([one], [other]) => position(one) - position(other) || one.localeCompare(other));
 }
 
-/** Returns a path through the values, with a gap for each missing value. */
+/** Returns an SVG path through the values, interrupted between values that are more than `gap` milliseconds apart. */
 function path(values, x, y, gap) {
   let previous = -Infinity;
   return values.map(([at, value]) => {

@@ -29,7 +29,7 @@ export function replace(element, ...children) {
   successor?.focus({ preventScroll: true });
 }
 
-/** Sends a request to the console and returns its JSON. If there is no `body`, the request is a GET, otherwise a POST. Throws the error of an error response. */
+/** Sends a GET, or a POST if there is a `body`, and returns the JSON response. Throws the error of an error response. */
 export async function fetchJson(path, body) {
   const options = body === undefined
     ? {}

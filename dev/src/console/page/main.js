@@ -38,7 +38,7 @@ function show() {
   current.open(element, address, go);
 }
 
-/** Navigates to a URL of the console without reloading the page. `instead` replaces the entry in the history, `stay` keeps the view. */
+/** Opens a URL of the console without reloading the page. `instead` replaces the history entry, `stay` keeps the view. */
 function go(address, { instead = false, stay = false } = {}) {
   history[instead ? "replaceState" : "pushState"](null, "", address);
   if (stay) return;
@@ -64,7 +64,7 @@ function setConnected(isOn, title) {
   connection.title = title;
 }
 
-/** The stream of changes. A hidden page closes the stream, because a browser opens at most six connections to a host. */
+/** The stream of changes. A hidden page closes its stream, because all pages share the browser's six connections to a host. */
 let stream = null;
 function listen(isVisible) {
   if (isVisible === (stream !== null)) return;

@@ -1,4 +1,4 @@
-// The overview: health, figures, charts, routes.
+// The view Now: health, figures, charts, routes.
 import { fetchJson, h, placeholder, query, replace } from "./dom.js";
 import { ago, bytes, duration, number } from "./format.js";
 import { chart } from "./chart.js";

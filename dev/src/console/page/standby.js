@@ -13,7 +13,7 @@ export const CHANGES = {
     [["/audit", "the event restore, and a gap that the verification accepts"], ["/alerts", "DatabaseDown with its symptoms, but not DatabaseRestored, because after-restore has run"], ...RESTORE_VIEWS]],
 };
 
-/** Reads the state of the database servers. Returns null without a standby. */
+/** Reads the state of the database servers. Returns null if the database has no standby. */
 export const read = () => fetchJson("/api/database");
 
 function node({ address, role, standby }) {

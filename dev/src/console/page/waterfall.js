@@ -49,7 +49,7 @@ function choose(span) {
 
 const system = (bar) => (bar.attributes["db.system.name"] ? "database" : bar.kind === "client" ? "outbound" : bar.kind);
 
-/** Returns the target of a call, because the name of the span is only the method. */
+/** Returns the host and the path of an outbound request, because the name of its span is only the HTTP method. */
 function callTarget({ attributes: { "url.full": url } }) {
   if (!URL.canParse(url)) return "";
   const { host, pathname } = new URL(url);

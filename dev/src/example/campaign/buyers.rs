@@ -1,7 +1,7 @@
 //! Customers who retry each order and payment until the service acknowledges it, and remember all acknowledged ones.
 //!
 //! A buyer places an order, pays it, and begins with the next order. Every amount is unique, so two charges of the same
-//! amount are a double charge, even with different references.
+//! amount are a double charge, even if they have different idempotency keys at the gateway.
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
@@ -197,7 +197,7 @@ impl Buyers {
     }
 }
 
-/// Returns the purchases' orders and payments that are in the database.
+/// Returns the ids of the purchases' orders and payments that are in the database.
 async fn stored(
     owner_url: &Url,
     purchases: &HashMap<String, Purchase>,
@@ -213,7 +213,7 @@ async fn stored(
     Ok((orders.into_iter().collect(), payments.into_iter().collect()))
 }
 
-/// Counts the charges beyond the first one of each purchase. The amount identifies the purchase.
+/// Counts the successful charges beyond the first one of each purchase. The amount identifies the purchase.
 fn double_charges(test_bed: &TestBed) -> usize {
     let mut charges: BTreeMap<i64, usize> = BTreeMap::new();
     for charge in test_bed.ledger().charges {
@@ -274,8 +274,8 @@ impl Shop {
         Some((key, order))
     }
 
-    /// Pays an order, and retries until the outcome is known. Returns `None` if [`Self::send_until_acknowledged`] returns `None`, for
-    /// example for an order that is unknown to the service.
+    /// Pays an order, and retries until the outcome is known. Returns `None` if [`Self::send_until_acknowledged`] returns
+    /// `None`, for example for an order that is unknown to the service.
     async fn pay(&self, order: Uuid, key: &str) -> Option<Uuid> {
         let (path, card) = (format!("v1/orders/{order}/payments"), json!({ "payment_method": "pm_card_ok" }));
         let mut acknowledged = false;
@@ -352,8 +352,8 @@ impl Shop {
     }
 }
 
-/// Returns whether the response requests a retry: the service or its database is down, or the first request is still
-/// in progress.
+/// Returns whether the response requests a retry. Reasons are a rate limit, an unavailable database or service, an
+/// earlier request with the same key that is still in progress, and the service's deadline (504).
 fn requests_retry(response: &Response) -> bool {
     match response.status().as_u16() {
         409 | 429 | 503 => response.headers().contains_key("retry-after"),

@@ -54,8 +54,7 @@ pub enum Secret {
     WebhookSecret,
 }
 
-/// A fault. Delays, stalls, rotated secrets and gateway faults last until the end of the
-/// round's fault period.
+/// A fault. Delays, stalls, rotated secrets and gateway faults last until the end of the round's fault period.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
     /// `kill -9` of a replica.
@@ -64,7 +63,7 @@ pub enum Fault {
     Crash { replica: usize, point: &'static str },
     /// A replica whose log is on a full disk.
     FullDisk { replica: usize },
-    /// A graceful restart of PostgreSQL.
+    /// A restart of PostgreSQL with a fast shutdown, which rolls back open transactions.
     RestartDatabase,
     /// `kill -9` of PostgreSQL.
     KillDatabase,
@@ -194,7 +193,8 @@ impl fmt::Display for ScheduledFault {
 }
 
 /// Draws the faults of one round: a kill or crash, a gateway fault, a fault of clients, locks or secrets, and often a
-/// network or database fault. Returns the faults in chronological order.
+/// fourth fault. The fourth fault is a network fault, a database fault, a full disk or a kill. Returns the faults in
+/// chronological order.
 pub fn draw(rng: &mut impl Rng, replicas: usize, length: Duration) -> Vec<ScheduledFault> {
     let mut faults = vec![
         kill_or_crash(rng, replicas),
@@ -207,7 +207,8 @@ pub fn draw(rng: &mut impl Rng, replicas: usize, length: Duration) -> Vec<Schedu
     schedule(rng, faults, length, Vec::new())
 }
 
-/// Draws the faults of one round of failovers: a change of the primary, a gateway fault, and sometimes a kill or crash.
+/// Draws the faults of one round with a failover: a change of the primary, a gateway fault, and sometimes a kill or
+/// crash. Returns the faults in chronological order.
 pub fn draw_failover(rng: &mut impl Rng, replicas: usize, length: Duration) -> Vec<ScheduledFault> {
     let failover = match rng.random_range(0..8) {
         0..=2 => Failover::ProcessKilled,
@@ -226,7 +227,7 @@ pub fn draw_failover(rng: &mut impl Rng, replicas: usize, length: Duration) -> V
     schedule(rng, faults, length, vec![failover])
 }
 
-/// Returns the latest time at which a fault starts. The fault takes effect in the rest of the fault period.
+/// Returns the latest time at which a fault starts. The rest of the fault period gives the fault time to take effect.
 fn latest_time(length: Duration) -> Duration {
     length.mul_f64(0.6)
 }

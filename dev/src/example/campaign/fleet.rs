@@ -44,7 +44,7 @@ struct Replica {
 }
 
 impl Fleet {
-    /// Starts the given number of replicas.
+    /// Starts one replica for each pair of addresses: an API address, and an address for health and metrics.
     pub(super) fn start(
         executable: PathBuf,
         settings: Vec<(&'static str, String)>,
@@ -69,7 +69,7 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// Returns currently free addresses for the API and for operations.
+    /// Returns `count` pairs of currently free addresses: an API address, and an address for health and metrics.
     pub(super) fn addresses(count: usize) -> io::Result<Vec<(SocketAddr, SocketAddr)>> {
         let listeners: Vec<_> = (0..count * 2).map(|_| ports::listen()).collect::<io::Result<_>>()?;
         let addresses: Vec<_> = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;

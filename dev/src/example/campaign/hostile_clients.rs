@@ -20,14 +20,15 @@ const SLOW_CLIENTS: usize = 4;
 /// Pause between two pieces that a slow client sends.
 const SEND_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Time after which the service must have closed a slow connection. The service's own timeout is five seconds.
+/// Time after which the service must have closed a slow connection. The service's own timeouts for reading a body and
+/// for writing a response are five seconds each.
 const MAX_CONNECTION_TIME: Duration = Duration::from_secs(20);
 
 /// Receive buffer of a client that never reads, in bytes.
 const RECEIVE_BUFFER_BYTES: u32 = 8 * 1024;
 
-/// Sends texts with NUL, half of a surrogate pair, or too many characters, in every text field of a request. Returns
-/// the responses that the API contract does not allow: a success, or a 5xx other than 503 and 504.
+/// Sends texts with NUL, half of a surrogate pair, or too many characters, in bodies, paths, queries and a header.
+/// Returns the responses that the API contract does not allow: a success, or a 5xx other than 503 and 504.
 pub(super) async fn send_hostile_texts(api: Url) -> Vec<String> {
     let Ok(client) = http::client(Duration::from_secs(15)) else { return Vec::new() };
     let mut violations = Vec::new();

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::process::Launch;
 
-/// The tables that are locked. Every request of a customer uses one of these tables.
+/// The tables that are locked. Every request with a session token uses at least one of these tables.
 pub(super) const TABLES: [&str; 6] =
     ["idempotency_keys", "orders", "payments", "refunds", "sessions", "users"];
 
@@ -96,7 +96,7 @@ impl Exports {
         Ok(dropped)
     }
 
-    /// Reserves the name of a partition of a past month, the file of its export, and the month.
+    /// Reserves a past month for an export. Returns the name of the month's partition, the export's file and the month.
     fn reserve_partition(&self) -> (String, PathBuf, String) {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let (year, month) = (2000 + files.len() / 12, files.len() % 12 + 1);

@@ -2,13 +2,13 @@
 //! charged twice, and that none is lost except in a failover that may lose confirmed commits.
 //!
 //! A round has two parts. In the first part the campaign injects faults drawn from the seed, while customers order and
-//! pay and the refunder issues refunds. In the second part all faults end. The outcome of every payment and refund
+//! pay and a support user refunds payments. In the second part all faults end. The outcome of every payment and refund
 //! must then become known within a fixed time. The reconciliation of the service's tables with the gateway's ledger
 //! must find no difference. A campaign with failovers checks the outcomes and the reconciliation only after every third
 //! round. The same seed draws the same faults in the same order, but their effect depends on timing.
 //!
 //! - [`faults`]: the possible faults, and their random selection
-//! - `failovers`: the results of changes of the primary
+//! - `failovers`: the results of changes of the database primary
 //! - `buyers`: customers who remember every acknowledged order and payment
 //! - `fleet`: the replicas, which are restarted after an exit
 //! - `full_disk`: a directory whose log files cannot be written
@@ -66,12 +66,12 @@ use crate::{
 /// Duration of the first part of a round, in which faults are injected.
 const FAULT_PERIOD: Duration = Duration::from_secs(8);
 
-/// Minimum duration of the first part in a round of failovers. The first part continues until a write has succeeded at
-/// each replica or has timed out.
+/// Minimum duration of the first part of a round with a failover. The first part continues until a write has succeeded
+/// at each replica or has timed out.
 const FAILOVER_FAULT_PERIOD: Duration = Duration::from_secs(4);
 
-/// Number of rounds of failovers between two checks that every outcome is known. Between the checks, the primary also
-/// changes while outcomes of earlier rounds are unknown.
+/// Number of rounds after which a campaign with failovers checks that every outcome is known. In the rounds without this
+/// check, the primary changes while outcomes of earlier rounds can still be unknown.
 const FAILOVERS_PER_SETTLEMENT: u32 = 3;
 
 /// Interval of checks for faults that are due.
@@ -206,7 +206,8 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
     Ok(report)
 }
 
-/// Executes each fault at its time. Restarts dead replicas.
+/// Injects each fault at its scheduled time, and restarts dead replicas. Returns once the fault period is over and every
+/// probe of a failover has ended.
 async fn inject_faults(
     test_bed: &mut TestBed,
     scheduled_faults: &[ScheduledFault],
@@ -230,8 +231,8 @@ async fn inject_faults(
 }
 
 /// Waits until every replica is ready, and every payment and refund from before this call has an outcome. Returns a
-/// violation if the deadline passes first. Also returns the violations found by the concurrent faults, by the
-/// reconciliation and by the review of orphans.
+/// violation if the deadline passes first. Also returns the violations found by the concurrent faults and by the
+/// reconciliation, and one violation for each orphan (`orphans`) that the service has not recorded in time.
 async fn settle(test_bed: &mut TestBed, progress: &dyn Fn(&str)) -> Result<Vec<String>, Error> {
     let faults_ended = DateTime::<Utc>::from(SystemTime::now());
     let deadline = Instant::now() + SETTLE_TIMEOUT;

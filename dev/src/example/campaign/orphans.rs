@@ -34,7 +34,8 @@ pub struct OrphanReport {
 }
 
 impl Orphans {
-    /// Reads the discrepancies of these orphans. Returns one violation for each orphan that is overdue.
+    /// Updates the missing orphans from a list of all current orphans, and reads their recorded discrepancies. Returns
+    /// one violation for each orphan that is overdue.
     pub(super) async fn review(
         &mut self,
         orphans: &[Uuid],

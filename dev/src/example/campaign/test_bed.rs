@@ -45,8 +45,8 @@ const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIGNhbXBhaWducyBvbmx5LCBuZXZlciBl
 const OTHER_API_KEY: &str = "sk_not_accepted_yet";
 const OTHER_WEBHOOK_SECRET: &str = "whsec_YW5vdGhlciBzZWNyZXQgdGhhdCBub2JvZHkgc2lnbnMgd2l0aA==";
 
-/// Deadline of a fault that runs concurrently with others. Such a fault takes longer if it needs a component that
-/// another fault has stopped.
+/// Deadline of a fault that runs concurrently with others. A timeout is not a violation, because another fault may have
+/// stopped a component that this fault needs.
 const FAULT_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Deadline of a verification of the audit log. The log of a one-hour campaign takes far less.
@@ -101,7 +101,7 @@ impl TestBed {
             ("APP_ENV", "test".to_owned()),
             ("LOG_FORMAT", "json".to_owned()),
             // Every verification of the audit log reads all logs of the campaign. So the logs contain little except
-            // the heads of the audit chain.
+            // the heads of the audit chain, which are the logged numbers and hashes of seals.
             ("RUST_LOG", "warn,audit=info".to_owned()),
             ("DATABASE_URL", server.url_of_nodes(&prepared.url)),
             ("GATEWAY_URL", format!("http://{}", gateway_proxy.address())),
@@ -118,7 +118,7 @@ impl TestBed {
             ("LOGIN_ATTEMPTS_BEFORE_LOCKOUT", "1000".to_owned()),
             ("ARGON2_MEMORY_KIB", "64".to_owned()),
             ("ARGON2_ITERATIONS", "1".to_owned()),
-            // All clients have this machine's address.
+            // All clients have this machine's address, so the limits per address are off.
             ("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "0".to_owned()),
             ("RATE_LIMIT_ADDRESS_PER_SECOND", "0".to_owned()),
             ("RATE_LIMIT_CALLER_PER_SECOND", caller_limit.to_owned()),
@@ -159,7 +159,7 @@ impl TestBed {
         }
     }
 
-    /// Makes a base backup if one of these faults is a restore.
+    /// Makes a base backup if one of these faults is a restore. The restore replaces the database with this backup.
     pub(super) async fn prepare(&mut self, scheduled_faults: &[ScheduledFault]) -> Result<(), Error> {
         if scheduled_faults.iter().any(|scheduled| scheduled.fault == Fault::Failover(Failover::Restore)) {
             self.server.back_up().await?;
@@ -237,8 +237,8 @@ impl TestBed {
                 self.commits_may_be_lost |= self.is_restored;
                 self.server.fail_over(*failover, progress).await?;
                 if *failover == Failover::Restore {
-                    // The gateway's faults can make the command fail. A failed command is repeated at the end of the
-                    // faults.
+                    // The gateway's faults can make `after-restore` fail. `end_faults` repeats a failed command when
+                    // the faults have ended.
                     self.is_restored = self.run_after_restore().await.is_err();
                     self.server.admit()?;
                 }
@@ -276,8 +276,8 @@ impl TestBed {
         command.run(&self.server, self.fleet.settings()).await
     }
 
-    /// Ends all lasting faults. Starts a new standby after a failover. If a failover may have lost commits, executes
-    /// the steps of the restore runbook: all replicas are killed, `after-restore` runs, and the replicas start again.
+    /// Ends all lasting faults. Starts a new standby after a failover. If steps of the restore runbook are outstanding,
+    /// executes the steps: all replicas are killed, `after-restore` runs, and the replicas start again.
     pub(super) async fn end_faults(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         self.server.rejoin(progress).await?;
         for component in [Component::Api, Component::Database, Component::Gateway] {
@@ -306,7 +306,7 @@ impl TestBed {
         self.fleet.are_ready().await
     }
 
-    /// Returns the state of each replica, reported with a violation.
+    /// Returns the state of each replica, for the report of a violation.
     pub(super) async fn describe_replicas(&self) -> Vec<String> {
         self.fleet.describe_replicas().await
     }
@@ -330,7 +330,8 @@ impl TestBed {
         Ok(self.orphans.review(&reconciliation.orphans, &self.owner_url, faults_ended).await?)
     }
 
-    /// Waits until the service has recorded every orphan, or until one is overdue.
+    /// Waits until the service has recorded every orphan, or until one is overdue. Returns the overdue orphans as
+    /// violations, and the report of all orphans.
     pub(super) async fn wait_for_orphans(&mut self) -> Result<(Vec<String>, OrphanReport), Error> {
         let violations = self.orphans.wait_until_found(&self.owner_url).await?;
         Ok((violations, self.orphans.report()))
@@ -370,7 +371,7 @@ impl TestBed {
     }
 }
 
-/// Returns whether the log contains a head of the audit chain.
+/// Returns whether the log contains a head of the audit chain: a line with the number and hash of the newest seal.
 fn has_head(log: &Path) -> bool {
     fs::read_to_string(log).is_ok_and(|lines| lines.contains("\"seal_hash\""))
 }

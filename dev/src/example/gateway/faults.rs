@@ -25,7 +25,8 @@ pub struct Faults {
     pub decline_rate: f64,
     /// Delay added to every response, in milliseconds.
     pub latency_ms: u64,
-    /// If true, requests are executed, and their responses are delayed until the value is false.
+    /// True while all responses are delayed. Requests are still executed, and their responses are sent when the value
+    /// becomes false.
     pub hold_responses: bool,
     /// Fraction of requests that are executed and then have their connection cut before the response.
     pub cut_rate: f64,

@@ -121,8 +121,8 @@ impl KeyedRequest {
     }
 }
 
-/// One line of the ledger's file: a charge or refund, its time, and the request that caused it. Keys must survive a
-/// restart, because otherwise a retry of a charge would charge again.
+/// One line of the ledger's file: a charge or refund, its time, and the request that caused it. The request's
+/// idempotency key must survive a restart, because otherwise a retry after the restart would charge again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Entry {
     pub(super) at: DateTime<Utc>,

@@ -41,7 +41,7 @@ pub(super) struct PageRequest {
 }
 
 impl ListQuery {
-    /// Validates the query. Returns the validation error, if any.
+    /// Validates the query. Returns the validated request, or the validation error.
     pub(super) fn validate(self) -> Result<ListRequest, &'static str> {
         let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
         if !(1..=MAX_LIMIT).contains(&limit) {
@@ -97,7 +97,8 @@ pub(super) struct Page<T> {
     next_cursor: Option<String>,
 }
 
-/// Returns a page of a ledger. `delay` is the time for which a new object is missing.
+/// Returns a page of the ledger's charges or refunds. `created` has the time of creation of each object, and `delay` is
+/// the time for which a new object is missing.
 pub(super) fn page<T: Clone>(
     objects: &[T],
     created: &[DateTime<Utc>],

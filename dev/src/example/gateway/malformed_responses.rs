@@ -1,4 +1,4 @@
-//! Malformed responses. The ledger is not changed.
+//! A fault of the gateway: malformed responses. The ledger is not changed.
 use axum::{
     body::{Body, to_bytes},
     http::{HeaderValue, header},

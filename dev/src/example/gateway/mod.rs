@@ -105,7 +105,7 @@ impl Default for Timings {
     }
 }
 
-/// The reason why the simulator could not start or execute a command.
+/// The reason why the simulator could not start, or why one of its functions failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the gateway simulator failed to listen on {address}: {source}")]
@@ -258,7 +258,7 @@ impl Simulator {
         lock(&self.gateway.state).close();
     }
 
-    /// Returns the control of the current faults.
+    /// Returns a handle that reads and replaces the current faults.
     pub fn faults(&self) -> FaultControl<'_> {
         FaultControl { gateway: &self.gateway }
     }
@@ -371,7 +371,7 @@ impl Simulator {
     }
 }
 
-/// Returns the URL for clients on this machine of a server that listens on `address`.
+/// Returns the URL at which clients on this machine reach a server that listens on `address`.
 fn url_of(address: SocketAddr) -> Result<Url, url::ParseError> {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -387,7 +387,7 @@ impl Drop for Simulator {
     }
 }
 
-/// The control of a simulator's faults.
+/// A handle that reads and replaces a simulator's faults.
 pub struct FaultControl<'a> {
     gateway: &'a Gateway,
 }

@@ -1,6 +1,6 @@
-//! The latest requests and deliveries, for inspection by tests and users.
+//! The latest requests, events and deliveries, for inspection by tests.
 //!
-//! Bounds of each kind: [`MAX_ENTRIES`] entries and [`MAX_BYTES`]. The oldest entries are dropped first.
+//! Each of the three lists is limited to [`MAX_ENTRIES`] entries and [`MAX_BYTES`]. The oldest entries are dropped first.
 use std::collections::VecDeque;
 
 use chrono::{DateTime, Utc};

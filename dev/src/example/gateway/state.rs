@@ -41,7 +41,7 @@ pub(super) enum Rejection {
     LedgerFailure(Error),
 }
 
-/// The result of a request, executed now or at the first use of its key.
+/// The charge or refund that this request or an earlier request with the same key executed, and its response.
 #[derive(Debug)]
 pub(super) struct Outcome<T> {
     pub(super) done: T,

@@ -51,7 +51,7 @@ pub const INSERT_STATEMENT: &str = "orders.insert";
 /// The statement that lists a customer's rows, as named in metrics.
 pub const LIST_STATEMENT: &str = "orders.list_of_customer";
 
-/// Required settings of the service, in addition to the database. No test contacts these addresses.
+/// Required settings of the service, in addition to the database URL. No test contacts a gateway at this address.
 pub const REQUIRED: [(&str, &str); 3] = [
     ("GATEWAY_URL", "http://127.0.0.1:1"),
     ("GATEWAY_API_KEY", "an-api-key"),
@@ -101,7 +101,7 @@ impl ExternalServices {
         Self { gateway: started.unwrap_or_else(|error| panic!("{error}")) }
     }
 
-    /// Returns the settings with the addresses of the external services. A test can override these settings.
+    /// Returns the service's settings for the external services. A test can override these settings.
     pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
         vec![
             ("GATEWAY_URL", self.gateway.url().to_string()),
@@ -110,7 +110,7 @@ impl ExternalServices {
             // Long enough for a gateway on this machine, and short enough for tests of the timeout.
             ("GATEWAY_TIMEOUT_MS", "2500".to_owned()),
             ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1".to_owned()),
-            // Only tests of reconciliation need a run after the run at the start.
+            // The reconciliation runs at the start of the service. Only tests of the reconciliation need a further run.
             ("PAYMENT_RECONCILIATION_INTERVAL_SECONDS", "600".to_owned()),
         ]
     }
@@ -170,7 +170,7 @@ pub const FIRST_WORK: [&str; 2] = [
 ];
 
 impl Builder {
-    /// Sets worker intervals longer than any test, so that the workers do not use the database during a test.
+    /// Sets worker intervals longer than any test, so that these workers use the database only at the service's start.
     pub fn with_idle_workers(self) -> Self {
         self.setting("AUDIT_SEAL_INTERVAL_SECONDS", "600").setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
     }

@@ -59,7 +59,7 @@ impl Order {
         payment.id()
     }
 
-    /// Returns the customer's cancellation request.
+    /// Returns an unsent request of the customer that cancels the order.
     pub fn cancel(&self) -> Request {
         self.customer.post(format!("{}/cancel", self.path()))
     }

@@ -1,5 +1,4 @@
-//! The invariants of money as an executable check: the service's tables are compared with the gateway's ledger, to the
-//! cent.
+//! A check of the invariants of money: the service's tables are compared with the gateway's ledger, to the cent.
 //!
 //! The check works on a live system. The check reads the payments in a first snapshot, then the ledger, and then the
 //! payments in a second snapshot:
@@ -11,9 +10,9 @@
 //! Payments and refunds in flight are counted. While a payment or refund is in flight, its charge or refund may be
 //! missing in the ledger.
 //!
-//! The memory of a comparison is constant, because it compares pages of [`PAGE_SIZE`] payments and refunds. A page is
-//! selected by the gateway key, which a payment and its charge share. The first [`MAX_VIOLATIONS`] violations are
-//! reported, the others are counted.
+//! The memory of a comparison is constant, because it compares pages of [`PAGE_SIZE`] payments and refunds. A page is a
+//! range of gateway keys. The gateway key of a payment is also the reference of its charge at the gateway. The first
+//! [`MAX_VIOLATIONS`] violations are reported, the others are counted.
 //!
 //! - [`tables`]: the service's tables, and the invariants within the tables
 //! - [`comparison`]: the invariants between the tables and the ledger
@@ -168,7 +167,8 @@ pub async fn check(database_url: &str, gateway: &Url) -> Result<CheckReport, Err
     check_after(Loss::Impossible, database_url, gateway).await
 }
 
-/// Compares like [`check`]. With [`Loss::Possible`], charges and refunds without a row are reported as orphans.
+/// Compares like [`check`]. With [`Loss::Possible`], charges and refunds without a row are reported as orphans, not as
+/// violations.
 pub async fn check_after(loss: Loss, database_url: &str, gateway: &Url) -> Result<CheckReport, Error> {
     let client = crate::http::client(GATEWAY_TIMEOUT)?;
     let mut connection = PgConnection::connect(database_url).await?;
@@ -196,7 +196,8 @@ pub async fn check_after(loss: Loss, database_url: &str, gateway: &Url) -> Resul
     Ok(CheckReport { violations: reported, unreported, ..report })
 }
 
-/// Compares like [`check`]. Rows may be lost if `after-restore` has recorded a restore.
+/// Compares like [`check`]. If the command `after-restore` has recorded a restore of the database, charges and refunds
+/// without a row are reported as orphans, because the restore may have lost the rows.
 async fn check_after_restores(owner_url: &str, gateway: &Url) -> Result<CheckReport, Error> {
     let mut connection = PgConnection::connect(owner_url).await?;
     let was_restored: bool =
@@ -214,7 +215,7 @@ pub async fn in_flight(database_url: &str) -> Result<i64, Error> {
     Ok(in_flight)
 }
 
-/// Returns the function with which the console compares.
+/// Returns the function that the console calls to compare the tables with the ledger.
 pub fn console_comparison(owner_url: Url, gateway: Url) -> Comparison {
     Arc::new(move || {
         let (owner_url, gateway) = (owner_url.clone(), gateway.clone());

@@ -224,7 +224,8 @@ const RULES: [(&str, &str); 5] = [
     ),
 ];
 
-/// A table whose rows have an audit event when they are created, and another when they are settled.
+/// A table whose rows get an audit event on creation. Rows that are settled later get a second audit event at the
+/// settlement.
 struct Effect {
     table: &'static str,
     /// The condition under which a row is settled; `None` if a row is complete on creation.

@@ -77,7 +77,7 @@ impl Memory {
         }
     }
 
-    /// Selects an order to pay, or a payment with an unknown outcome to continue.
+    /// Selects an unpaid order to pay, or a payment with an unknown outcome to retry or poll.
     fn pay(&mut self, rng: &mut StdRng) -> Option<Action> {
         if rng.random_bool(0.3)
             && let Some(action) = self.continue_payment(rng)

@@ -73,7 +73,7 @@ pub(crate) struct Memory {
     /// The cursor of the next page of products.
     pub(super) cursor: Option<String>,
     pub(super) orders: VecDeque<PlacedOrder>,
-    /// Key and items of orders whose placement had no definite response.
+    /// Idempotency key and items of each order whose placement had no definite response.
     pub(super) uncertain: Vec<(String, Value)>,
     pub(super) completed: Option<CompletedRequest>,
 }
@@ -108,7 +108,7 @@ pub(crate) struct SharedMemory {
     pub(super) products: Mutex<BTreeMap<String, Product>>,
 }
 
-/// Results of the customers.
+/// Numbers of orders and payments of all customers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     pub orders: u64,

@@ -1,5 +1,5 @@
-//! The file of an export: JSON lines, compressed with gzip. The first line is a header, each seal is followed by its
-//! events, and the last line states the last seal and the number of events.
+//! The file of an export: JSON lines, compressed with gzip. The first line is a header. Then each seal is followed by
+//! its events. The last line states the number of the last seal and the number of events.
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, BufWriter, Write},
@@ -44,8 +44,8 @@ enum Line {
     },
 }
 
-/// Writes the seals after the head `after` up to `last_seal`, with their events. `position` is the position of the last
-/// event of seal `after`. Returns the number of events.
+/// Writes the seals after the seal `after` up to `last_seal`, with their events. `position` is the position of the last
+/// event of the seal `after`. Returns the number of events.
 pub(super) async fn write(
     connection: &mut PgConnection,
     (after, mut position): (Head, EventPosition),
@@ -107,7 +107,7 @@ pub(super) fn sha256_of(path: &Path) -> Result<String, VerifyError> {
 /// previous seal in the file's header, because that seal is in an earlier export.
 ///
 /// # Errors
-/// The export does not verify (the error names the first seal and event), or the file cannot be read.
+/// The export violates a rule (the error states the first violation), or the file cannot be read.
 pub fn verify_export(
     path: &Path,
     heads: KnownHeads,

@@ -45,7 +45,7 @@ pub enum ExportError {
         "events before that time are not sealed yet: run the command again after `serve` has sealed them"
     )]
     NotSealed,
-    /// The export's own event could not be sealed.
+    /// The event that records the export could not be sealed.
     #[error("wrote the export, but failed to seal its own event, so nothing was dropped: {0}")]
     OwnEvent(String),
     /// A partition with exported events was not dropped, because a transaction uses it.
@@ -81,9 +81,9 @@ pub struct ExportSummary {
 /// ended before `until`, are past the retention, and contain only exported events. Runs as the schema owner.
 ///
 /// # Errors
-/// Nothing is dropped if the file cannot be written, verified or recorded, or if the export's own event cannot be
-/// sealed. If a partition cannot be dropped, earlier partitions are already dropped, and another call continues with
-/// the failed partition.
+/// Nothing is dropped if the file cannot be written, verified or recorded, or if the event that records the export
+/// cannot be sealed. If a partition cannot be dropped, earlier partitions are already dropped, and another call
+/// continues with the failed partition.
 pub async fn export(
     owner: &Database,
     until: DateTime<Utc>,
@@ -114,7 +114,8 @@ pub async fn export(
         None
     };
 
-    // The export that was just recorded, or an earlier export whose partitions were in use.
+    // This is the export that was just recorded. If there was nothing to write, it is an earlier export, some of whose
+    // partitions may not have been dropped yet.
     let export = last_export(&mut connection).await?.ok_or(ExportError::Nothing)?;
     sealing::wait_until_sealed(owner, export.event).await.map_err(|error| match error {
         SealError::Database(error) => ExportError::Database(error),
@@ -167,7 +168,7 @@ struct LastExport {
     head: Head,
     /// The position of that seal's last event.
     end: EventPosition,
-    /// The position of the export's own event.
+    /// The position of the event that records the export.
     event: EventPosition,
 }
 

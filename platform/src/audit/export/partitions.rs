@@ -1,7 +1,8 @@
 //! Dropping the partitions whose events are all exported.
 //!
-//! Dropping a partition locks the whole table briefly. So the locks are taken with a short timeout, and only when no
-//! older transaction holds a lock. Otherwise every audited write would queue behind that transaction.
+//! Dropping a partition locks the whole table briefly. While the drop waits for this lock, every audited write queues
+//! behind the drop. So the drop starts only when no older transaction holds a lock, and it waits for a lock only for
+//! a short time (`lock_timeout`).
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -67,8 +68,8 @@ async fn drop_partition(
                 }
                 return Ok(dropped);
             }
-            // A newer transaction holds a lock for longer than `lock_timeout`. The next attempt waits for that
-            // transaction.
+            // A transaction that took its lock after the check above held the lock for too long. The next attempt waits
+            // for that transaction.
             Err(error) if is_lock_timeout(&error) => {}
             Err(error) => return Err(error.into()),
         }

@@ -89,7 +89,7 @@ impl Unavailable {
         }
     }
 
-    /// Returns the reason of a failed connection attempt.
+    /// Returns the reason why a connection attempt or a check for a writable primary failed.
     pub(super) fn of(error: &sqlx::Error) -> Self {
         match error {
             sqlx::Error::Database(_) => Self::Rejected,

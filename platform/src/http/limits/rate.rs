@@ -47,7 +47,8 @@ pub(super) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(super) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 impl RateLimitStatus {
-    /// Returns whole seconds, rounded up and at least one, so that a caller that waits this long is not too early.
+    /// Returns the reset time in whole seconds, rounded up and at least one. A caller that waits this long is not too
+    /// early.
     fn reset_seconds(&self) -> u64 {
         self.reset.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
     }

@@ -245,8 +245,8 @@ struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// Takes a slot of the share of the peer's address. Returns `Ok(None)` if the address is exempt, and an error if
-    /// its share has no free slot.
+    /// Takes one of the connection slots that the peer's address is allowed to use. Returns `Ok(None)` if the address
+    /// is exempt from the limit, and an error if the address has no free slot.
     fn share(&self, peer: SocketAddr) -> Result<Option<Share>, ()> {
         let address = peer.ip().to_canonical();
         if client_address::is_within(&self.proxies, address) {

@@ -1,8 +1,8 @@
 //! A stream that fails when a request's headers arrive too slowly, or when the client does not read its response.
 //!
-//! **Headers.** The timeout starts when the connection is accepted, because a client that sends nothing also holds a
-//! connection. The timeout starts again at the first byte after a request. hyper's own timeout cannot distinguish an
-//! idle connection from a slow client. hyper's timeout also does not start until the first bytes have revealed the
+//! **Headers.** The timeout starts when the connection is accepted, because a client that sends nothing also occupies a
+//! connection slot. The timeout starts again at the first byte after a request. hyper's own timeout cannot distinguish
+//! an idle connection from a slow client. hyper's timeout also does not start until the first bytes have revealed the
 //! protocol's version. On HTTP/2, pings replace this timeout after the first request.
 //!
 //! **Responses.** hyper 1 waits without a limit for a client that does not read. So a write fails if it is pending for
@@ -33,7 +33,8 @@ use tokio::{
 /// Time that a request continues after its client has closed its side of the connection.
 const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Counters of a connection's requests, which hyper's service updates for the connection's [`TimedStream`].
+/// Counters of the requests of one connection. The service function that handles the requests updates the counters, and
+/// the [`TimedStream`] of the connection reads them.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     begun: AtomicUsize,
@@ -99,7 +100,8 @@ pub(super) struct TimedStream {
     last_begun: usize,
     /// Start of the header timeout; `None` while no headers are expected.
     headers_expected_since: Option<Instant>,
-    /// Timer for the headers. It is created only if the headers arrive in several pieces, which is rare.
+    /// Timer for the headers. It is created when a read has to wait: before the first request of a connection, or if
+    /// headers arrive in several pieces, which is rare.
     header_timer: Option<Pin<Box<Sleep>>>,
     /// Timer that is set while the client reads nothing of the response.
     write_timer: Option<Pin<Box<Sleep>>>,
@@ -133,8 +135,8 @@ impl TimedStream {
         self.header_timer.get_or_insert_with(|| Box::pin(sleep_until(since + timeout))).as_mut().poll(context)
     }
 
-    /// Returns ready when the end of the client's input may be reported to hyper: after the response, or after
-    /// [`HALF_CLOSE_TIMEOUT`].
+    /// Returns [`Poll::Ready`] once the end of the client's input may be reported to hyper: after the response, or
+    /// after [`HALF_CLOSE_TIMEOUT`].
     fn poll_end_of_input(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.requests.is_in_flight() && self.write_timer.is_none() {
             return Poll::Ready(Ok(()));

@@ -231,7 +231,7 @@ impl Health {
 
     async fn components(&self) -> BTreeMap<&'static str, Component> {
         let mut components = self.latest_round().await;
-        // This component is not cached, so that a draining process is reported as not ready at once.
+        // This component is not cached, so that a draining process is reported as not ready immediately.
         let status =
             if self.0.draining.load(Ordering::Relaxed) { Status::Unhealthy } else { Status::Healthy };
         let message = (status == Status::Unhealthy).then(|| "the process is shutting down".to_owned());

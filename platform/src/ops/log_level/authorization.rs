@@ -21,7 +21,7 @@ pub(super) struct LogLevelAuth {
     pub(super) token: Option<SecretString>,
 }
 
-/// The reason of a rejection.
+/// A rejected change of the log level.
 pub(super) struct Rejection {
     /// `foreign_host`, `not_loopback` or `bad_token`.
     pub(super) reason: &'static str,
@@ -30,7 +30,7 @@ pub(super) struct Rejection {
 }
 
 impl LogLevelAuth {
-    /// Returns the rejection if this caller may not change the level.
+    /// Returns `Ok` if this caller may change the log level, otherwise the rejection.
     pub(super) fn admit(&self, peer: SocketAddr, uri: &Uri, headers: &HeaderMap) -> Result<(), Rejection> {
         if !self.is_own_host(uri, headers) {
             let detail = "Host must be loopback or the address of this listener.";

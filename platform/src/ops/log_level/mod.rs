@@ -75,7 +75,7 @@ pub struct LogLevelChange {
     pub ttl_seconds: Option<u64>,
 }
 
-/// A temporary change.
+/// The temporary change in force, and the task that ends it.
 struct TemporaryChange {
     expires_at: DateTime<Utc>,
     end: AbortHandle,

@@ -25,7 +25,8 @@ pub(super) enum Call {
 
 /// The current state of a breaker.
 pub(super) struct Circuit {
-    /// Number of transitions. The verdict of a call that was admitted in an earlier epoch is ignored.
+    /// Number of transitions. The verdict on a call is ignored if a transition has happened since the call was
+    /// admitted.
     pub(super) epoch: u64,
     phase: Phase,
 }
@@ -69,9 +70,9 @@ impl Circuit {
         }
     }
 
-    /// Admits a call. In the half-open state, one background call at a time is admitted in addition to the foreground
-    /// probes. A background call in flight uses up no foreground probe, and its success counts towards closing the
-    /// breaker.
+    /// Admits a call, and returns the current epoch. In the half-open state, one background call at a time is admitted
+    /// in addition to the foreground probes. A background call in flight uses up no foreground probe, and its success
+    /// counts towards closing the breaker.
     pub(super) fn admit(&mut self, call: Call, settings: &Settings, now: Instant) -> Result<u64, Open> {
         self.half_open_if_due(now);
         match (&mut self.phase, call) {

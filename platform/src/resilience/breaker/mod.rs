@@ -133,7 +133,7 @@ impl Breaker {
         self.0.name
     }
 
-    /// Returns the current state. The first call after an open breaker's time has passed makes the breaker half-open.
+    /// Returns the current state. If an open breaker's time has passed, this call first makes the breaker half-open.
     pub fn state(&self) -> State {
         self.0.change(|circuit, _, now| {
             circuit.half_open_if_due(now);

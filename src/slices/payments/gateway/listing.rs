@@ -15,7 +15,7 @@ use url::Url;
 use super::{Charge, Gateway, GatewayRefund, SendResult, Unknown};
 use crate::slices::payments::gateway_key::GatewayKey;
 
-/// Number of records in a requested page. A page of this size is shorter than the maximum length of a response.
+/// Number of records in a requested page. A page of this size fits into `MAX_RESPONSE_BYTES`.
 const PAGE_RECORDS: usize = 100;
 
 /// Maximum length of a cursor in bytes.

@@ -1,7 +1,7 @@
 //! The gateway's responses, and the reasons for which an outcome stays unknown.
 //!
-//! The ids are stored, so their type has a maximum length and no control characters. Parsing therefore rejects a
-//! response that PostgreSQL could not store.
+//! The gateway's ids are stored, so [`GatewayId`] has a maximum length and accepts only visible characters. Parsing
+//! therefore rejects a response with an id that PostgreSQL could not store.
 use std::time::Duration;
 
 use axum::http::StatusCode;

@@ -24,7 +24,8 @@ pub enum FailureReason {
     GatewayRejected,
     /// The gateway did not respond in time. A payment that failed for this reason was never charged.
     GatewayTimeout,
-    /// The gateway responded with an error, and the outcome is unknown.
+    /// A call to the gateway failed without a timeout, or its response did not settle the payment. The outcome is
+    /// unknown.
     GatewayError,
 }
 
@@ -63,7 +64,7 @@ impl FailureReason {
     }
 }
 
-/// A certain outcome of a payment.
+/// A certain outcome of a payment, or a rejection, which may prove that nothing was charged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {
     /// The money was taken.
@@ -193,15 +194,15 @@ pub fn check_refund(
 /// Time since the first send within which recovery resends a charge or refund. The gateway deletes an idempotency key
 /// after 24 hours, and a resend after that could charge twice. Resends therefore stop one hour earlier.
 const RESEND_WITHIN: Duration = Duration::from_hours(23);
-/// Time since the first send after which a payment without a charge counts as never charged. The last resend was two
-/// hours earlier, so no request under the payment's key can still be in flight.
+/// Time since the first send after which a payment without a charge counts as never charged. The last resend was at
+/// least two hours earlier, so no request under the payment's key can still be in flight.
 const NEVER_CHARGED_AFTER: Duration = Duration::from_hours(25);
 
 /// Next step for a payment for which the gateway has no charge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoCharge {
     /// An earlier call may still be in flight. Recovery resends the same charge under the same key, because the
-    /// response to the resend is a certain outcome.
+    /// response to the resend can settle the payment.
     Resend,
     /// The charge can no longer be resent, but an earlier call may still charge. Recovery only polls.
     Poll,

@@ -6,7 +6,7 @@ use crate::slices::payments::{
     store::reconciliation::{ComparedPayment, ComparedRefund},
 };
 
-/// Discrepancy of a payment that was charged according to its status, and for which the gateway has no charge.
+/// Discrepancy of a payment that was charged according to its status, and whose charge the gateway does not have.
 pub(super) const PAYMENT_WITHOUT_CHARGE: &str = "payment without charge";
 
 /// Discrepancy of a refund that succeeded according to its status, and which the gateway does not have.
@@ -61,7 +61,7 @@ impl Kind {
         }
     }
 
-    /// Returns the kind of a discrepancy.
+    /// Returns the kind of a finding, from the text (`what`) of its discrepancy.
     pub fn of(what: &str) -> Self {
         match what {
             UNKNOWN_REFERENCE => Self::Orphan,

@@ -3,9 +3,10 @@
 //! Recovery polls only for payments that the database has. Reconciliation also finds a charge whose payment the
 //! database has lost, for example in a restore, because the gateway's listing has the charge.
 //!
-//! - The listing only selects references, and the gateway is polled for each reference before anything is recorded. An
-//!   incomplete, repeated or unordered listing therefore causes no false finding. An object that is missing in one
-//!   listing is found in a later listing. Only an unreadable object without a reference is recorded at once.
+//! - The listing only selects the references to check, and the gateway is polled for each of them before anything is
+//!   recorded. An incomplete, repeated or unordered listing therefore causes no false finding. An object that is
+//!   missing in one listing is found in a later listing. Only an unreadable object without a reference is recorded at
+//!   once.
 //! - A charge without a payment is a finding at once. A payment is committed before its charge is sent, and the
 //!   database is read after the gateway's response. A missing payment was therefore lost.
 //! - A payment without a charge is a finding only after all charges of the compared period were listed. The payment must
@@ -62,8 +63,8 @@ const MIN_AGE: TimeDelta = TimeDelta::minutes(10);
 /// Number of references for which the gateway is polled at the same time.
 const MAX_CONCURRENT_POLLS: usize = 8;
 
-/// Number of payments or refunds in a page of ids. Each page is searched for unlisted records, whose charge or refund
-/// no listing has had yet.
+/// Number of payments or refunds in a page of ids. Each page is searched for unlisted records: payments and refunds
+/// that moved money, and whose charge or refund was not in any listing yet.
 const ID_PAGE: i64 = 1000;
 
 /// Maximum number of unlisted payments or refunds of one page for which the gateway is polled.

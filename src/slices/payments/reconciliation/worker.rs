@@ -55,7 +55,7 @@ impl Scope {
         }
     }
 
-    /// Returns the duration from the beginning of the compared period to the latest complete run.
+    /// Returns the duration from the beginning of the compared period to the beginning of the latest complete run.
     fn lookback(self) -> Duration {
         match self {
             Self::Recent => OVERLAP.to_std().unwrap_or_default(),
@@ -63,8 +63,8 @@ impl Scope {
         }
     }
 
-    /// Returns the last step of a run. `recent` skips the unlisted records, because the listing may still lack new
-    /// charges.
+    /// Returns the last step of a run. `recent` skips the steps for unlisted records, because the listing may still
+    /// lack new charges.
     fn last_step(self) -> Step {
         match self {
             Self::Recent => Step::Refunds,
@@ -88,7 +88,7 @@ pub(in crate::slices::payments) fn start_workers(payments: &Payments, workers: &
 ///
 /// # Errors
 /// If a statement fails. A failed call to the gateway is not an error, because a later unit of work repeats the page.
-/// The age of the latest complete run, in its metric, shows repeated failures.
+/// After repeated failures, the metric shows that the latest complete run is old.
 async fn compare_due_page(payments: Payments, scope: Scope, replica: Uuid) -> Result<Progress, sqlx::Error> {
     let progress = compare_next_page(&payments, scope, replica).await?;
     if progress == Progress::Idle {
@@ -139,7 +139,7 @@ async fn compare_next_page(
         }
         Err(ReconcileError::Database(error)) => Err(error),
         Err(ReconcileError::Page(PageError::Rejected(status))) => {
-            // The cursor of an interrupted run may have expired, so the run begins with the first page.
+            // The cursor of an interrupted run may have expired, so the next run begins with the first page.
             tracing::error!(scope = name, %status, "the gateway rejected the listing; the run begins again");
             store::end_run(database, name, replica, false, retry).await?;
             Ok(Progress::Idle)

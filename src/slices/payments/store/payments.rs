@@ -272,8 +272,8 @@ async fn select(
         .transpose()
 }
 
-/// Parses a status. A constraint limits the column to the names that the schema knows, so an unknown name comes from
-/// the schema of a newer release.
+/// Parses a status. A check constraint limits the column to valid names, so a name that this release does not know was
+/// added by a newer release.
 pub(super) fn status(text: &str) -> Result<PaymentStatus, sqlx::Error> {
     PaymentStatus::parse(text)
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown payment status {text:?}").into()))

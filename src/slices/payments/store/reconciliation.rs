@@ -140,8 +140,8 @@ pub struct ListedObjects {
 }
 
 impl ListedObjects {
-    /// Adds an object. The id of an unreadable object is empty. Its record is found by the reference, but not marked as
-    /// listed.
+    /// Adds an object. The id of an unreadable object is empty, so its payment or refund is found by the reference but
+    /// not marked as listed.
     pub fn add(&mut self, reference: GatewayKey, id: &str) {
         self.references.push(reference.0);
         self.ids.push(id.to_owned());
@@ -166,8 +166,8 @@ pub struct ComparedPayment {
 /// Returns the payments with these references. Sets `listed_at` of each payment whose charge is listed for the first
 /// time.
 ///
-/// A row that another transaction has locked is skipped, and marked by a later run. So this statement
-/// waits for no row lock, and no deadlock is possible.
+/// A row that another transaction has locked is skipped, and marked by a later run. This statement therefore waits for
+/// no row lock, and no deadlock is possible.
 pub async fn match_payments(
     database: &Database,
     listed: &ListedObjects,

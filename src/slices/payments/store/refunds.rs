@@ -261,8 +261,8 @@ impl TryFrom<Row> for RefundRecord {
     }
 }
 
-/// Parses a status. A constraint limits the column to the names that the schema knows, so an unknown name comes from
-/// the schema of a newer release.
+/// Parses a status. A check constraint limits the column to valid names, so a name that this release does not know was
+/// added by a newer release.
 pub(super) fn status(text: &str) -> Result<RefundStatus, sqlx::Error> {
     RefundStatus::parse(text)
         .ok_or_else(|| sqlx::Error::Decode(format!("unknown refund status {text:?}").into()))

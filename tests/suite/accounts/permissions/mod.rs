@@ -15,7 +15,7 @@ use crate::{
     service,
 };
 
-/// The roles of callers, in the order of the table's columns.
+/// The roles of callers, in the order of the expected statuses in a [`Row`]. The first caller has no session.
 const CALLERS: [&str; 5] = ["no login", "customer", "support", "auditor", "admin"];
 
 struct Users {

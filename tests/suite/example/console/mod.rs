@@ -14,7 +14,8 @@ impl ConsoleFixture {
         order
     }
 
-    /// Waits until the console has the complete trace with this correlation id. Returns the id of the trace.
+    /// Waits until the console has the complete trace of the payment with this correlation id. Returns the id of the
+    /// trace.
     pub(crate) async fn trace_of(&self, correlation_id: &str) -> String {
         let path = format!("/api/traces?correlation_id={correlation_id}&route=POST%20%2Fv1%2Forders");
         eventually("the trace is received", async || {

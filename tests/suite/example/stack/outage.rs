@@ -70,8 +70,8 @@ async fn a_gateway_outage_pages_and_resolves() {
     .await;
 
     assert_eq!(webhook.runbook_url.as_deref(), Some("http://localhost:8025/runbooks/CircuitBreakerOpen"));
-    // The page is about the cause of the incident `payments`. The service's own alert is a symptom of this incident and
-    // has the same job, so Alertmanager suppresses the service's alert.
+    // The page, PaymentFailureRatioHigh, is the cause of the incident `payments`. The service's own alert is a symptom
+    // of the same incident and job, so Alertmanager suppresses it.
     let own = eventually("the page suppresses the alert of the service", async || {
         let alerts = alertmanager.query("api/v2/alerts", &[("filter", "raised_by=service")]).await;
         let alert = alerts.as_array()?.iter().find(|alert| alert["labels"]["severity"] == "warning")?.clone();

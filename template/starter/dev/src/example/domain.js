@@ -18,10 +18,10 @@ export const TRAFFIC = "Customers who register, create and read notes, repeat re
 /** Texts about the reconciliation and its invariants: empty while no other service stores records to compare. */
 export const RECONCILIATION = ["", ""];
 
-/** Returns the figures of a reconciliation: none. */
+/** Returns the figures that the page shows of a reconciliation: none. */
 export const numbers = () => [];
 
-/** Description of the event that the first trace waits for. */
+/** The text that the page shows until the first trace exists. */
 export const FIRST_TRACE = "Waiting for the first created note…";
 
 /** The introduction for new users: texts, and links with their texts. */

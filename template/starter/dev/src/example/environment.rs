@@ -38,7 +38,7 @@ pub(crate) fn find_ports(_flags: &Flags, _progress: &dyn Fn(&str)) -> Ready<Resu
     ready(Ok(Ports))
 }
 
-/// Deletes the data that the services stored in earlier runs.
+/// Deletes the data that the external services stored in earlier runs.
 #[expect(clippy::unnecessary_wraps, reason = "the files of simulators are deleted here")]
 pub(crate) fn delete_data(_directory: &Path) -> io::Result<()> {
     Ok(())

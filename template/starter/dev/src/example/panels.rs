@@ -14,7 +14,8 @@ pub(crate) const PANELS: &[Panel] = &[Panel {
 /// The figures of the console: the name of each, and its query.
 pub(crate) const FIGURES: &[(&str, &str)] = &[("created", "sum(notes_created_total)")];
 
-/// Query for the trace id that `/traces/first` shows: that of the first note created since `$1`.
+/// Query for the id of the trace that `/traces/first` shows: the trace of the first note created since `$1`, the start
+/// of the console.
 pub(crate) const FIRST_TRACE: &str = "
     select trace_id
     from audit_events

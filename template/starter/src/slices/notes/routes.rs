@@ -42,8 +42,8 @@ async fn create_note(
 ) -> Result<StoredResponse, Problem> {
     idempotency::run(&database, caller.user_id, request, location, async |claim, fields| {
         let Some(note) = store::create(&database, claim, caller.user_id, &fields).await? else {
-            // The key was taken. `run` replays the stored response of the first request. This response is sent only if
-            // none is stored, and requests a retry.
+            // Another request has already claimed the key, so `run` replays the stored response of that request. If no
+            // response is stored, `run` returns this problem, and the client retries.
             return Ok(Change::Rejected(Problem::unavailable(1)));
         };
         Ok(Change::Made(note.id, StoredResponse::from_json(StatusCode::CREATED, note.body)))

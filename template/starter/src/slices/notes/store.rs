@@ -21,8 +21,8 @@ pub(super) struct CreatedNote {
 /// Creates a note: claims the idempotency key, and stores the row, the response and the audit event. Returns `None`,
 /// and stores nothing, if the key is taken.
 ///
-/// All of this is a single statement, which costs one round trip, and is a transaction that no cancelled request can
-/// leave open.
+/// All of this is a single statement. It costs one round trip, and a cancelled request cannot leave its transaction
+/// open.
 pub(super) async fn create(
     database: &Database,
     claim: &Claim,

@@ -18,7 +18,7 @@ use crate::traffic::{
 const PATH: &str = "/v1/notes";
 const PAGE: usize = 5;
 
-/// Sends one request without a session.
+/// Sends one request without a session, which the service must reject.
 pub(crate) async fn browse(request: &ApiRequest<'_>) {
     if let RequestOutcome::Expected(_) =
         request.send(&Call::get(PATH), |response| is_rejected(response, 401)).await
@@ -27,7 +27,7 @@ pub(crate) async fn browse(request: &ApiRequest<'_>) {
     }
 }
 
-/// Sends one request of a customer who is logged in. Invalid requests use a note of `other_customer`.
+/// Sends one request of a customer who is logged in. An invalid request may use a note of `other_customer`.
 pub(crate) async fn act(
     request: &ApiRequest<'_>,
     customer: &Mutex<Customer>,
