@@ -229,20 +229,20 @@ async fn the_console_has_buttons_only_with_a_standby() {
             Browser::open(&program, &driver, &environment.console, "/faults").await
         };
         let browser = open(&without).await;
-        browser.shows(".switches", "Slow database").await;
+        browser.wait_until_shown(".switches", "Slow database").await;
         browser.wait_until_absent("#database").await;
         browser.assert_no_errors().await;
         let browser = open(&with).await;
-        browser.shows("#database [data-role=primary]", "streaming · sync").await;
-        browser.shows("#database [data-role=standby]", "").await;
+        browser.wait_until_shown("#database [data-role=primary]", "streaming · sync").await;
+        browser.wait_until_shown("#database [data-role=standby]", "").await;
         for (button, count) in [("failover", 1), ("restore", 2)] {
             browser.click(&format!("#{button}")).await;
-            browser.shows("#change", "in progress").await;
+            browser.wait_until_shown("#change", "in progress").await;
             with.wait_for_changes(count).await;
-            browser.shows("#change", "done").await;
-            browser.shows("#database [data-role=primary]", "streaming · sync").await;
+            browser.wait_until_shown("#change", "done").await;
+            browser.wait_until_shown("#database [data-role=primary]", "streaming · sync").await;
         }
-        browser.shows(".history", "Failover").await;
+        browser.wait_until_shown(".history", "Failover").await;
         browser.assert_no_errors().await;
     }
     with.stop().await;

@@ -182,7 +182,7 @@ async fn begin_audit_epoch(connection: &mut PgConnection) -> Result<(), sqlx::Er
         .fetch_one(connection)
         .await?;
     if let Some(epoch) = started_epoch {
-        event.mirror();
+        event.log_and_count();
         tracing::warn!(
             epoch,
             "started an epoch of the audit log, because the PostgreSQL cluster is a different one"

@@ -22,19 +22,19 @@ crate::groups! {
 /// the shutdown did not need.
 pub const MIN_FLUSH_TIME: Duration = Duration::from_secs(2);
 
-/// The ends of the parts of a shutdown. Each part has its own end, so that a client that never finishes its request
-/// takes no time from the work that must be completed.
+/// The deadlines of the parts of a shutdown. Each part has its own deadline, so that a client that never finishes its
+/// request cannot use up the time for work that must be completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bounds {
-    /// End of the drain of connections.
+pub struct ShutdownDeadlines {
+    /// Deadline for draining the connections.
     pub connections: Instant,
-    /// End of the wait for workers, and for tasks that requests have started.
+    /// Deadline for workers, and for tasks that requests have started.
     pub work: Instant,
-    /// End of everything else, except the flush of telemetry.
+    /// Deadline for everything else, except the flush of telemetry.
     pub rest: Instant,
 }
 
-impl Bounds {
+impl ShutdownDeadlines {
     /// Divides the time from `now` to `deadline`, without [`MIN_FLUSH_TIME`]: three quarters for connections, one
     /// eighth for work, and one eighth for the rest.
     pub fn new(now: Instant, deadline: Instant) -> Self {
@@ -70,12 +70,12 @@ mod tests {
     #[test]
     fn each_part_of_a_shutdown_ends_before_the_next() {
         let now = Instant::now();
-        let seconds = |bound: Instant| (bound - now).as_secs();
-        let bounds = Bounds::new(now, now + Duration::from_secs(18));
-        assert_eq!([bounds.connections, bounds.work, bounds.rest].map(seconds), [12, 14, 16]);
-        let none_left = Bounds { connections: now, work: now, rest: now };
+        let seconds = |deadline: Instant| (deadline - now).as_secs();
+        let deadlines = ShutdownDeadlines::new(now, now + Duration::from_secs(18));
+        assert_eq!([deadlines.connections, deadlines.work, deadlines.rest].map(seconds), [12, 14, 16]);
+        let none_left = ShutdownDeadlines { connections: now, work: now, rest: now };
         for left in [Duration::ZERO, MIN_FLUSH_TIME] {
-            assert_eq!(Bounds::new(now, now + left), none_left);
+            assert_eq!(ShutdownDeadlines::new(now, now + left), none_left);
         }
     }
 }

@@ -111,7 +111,7 @@ impl Accounts {
     ) -> Result<String, AccountError> {
         if self.passwords.is_outdated(&hash) {
             let renewed = self.passwords.hash(password).await?;
-            if users::renew_hash(&self.database, user, &hash, &renewed).await? {
+            if users::replace_hash(&self.database, user, &hash, &renewed).await? {
                 return Ok(renewed);
             }
         }

@@ -84,7 +84,7 @@ pub(super) async fn begin(
         .run("sessions.insert", async |connection| statement.fetch_optional(connection).await)
         .await?;
     Ok(begun.map(|begun| {
-        event.mirror();
+        event.log_and_count();
         begun.expires_at
     }))
 }
@@ -127,7 +127,7 @@ pub(super) async fn end(database: &Database, caller: &Caller) -> Result<(), sqlx
         .run("sessions.delete", async |connection| statement.fetch_optional(connection).await)
         .await?;
     if ended.is_some() {
-        event.mirror();
+        event.log_and_count();
     }
     Ok(())
 }

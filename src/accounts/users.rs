@@ -49,7 +49,7 @@ pub async fn create(
             Some("email_is_taken_once") => AccountError::EmailTaken,
             _ => AccountError::Database(error),
         })?;
-    event.mirror();
+    event.log_and_count();
     let name = name.trim().to_owned();
     Ok(User { id, email: email.as_str().to_owned(), name, role, created_at: created.created_at })
 }
@@ -138,7 +138,7 @@ pub(super) async fn change_password(
 
 /// Replaces the outdated hash of a password by a hash of the same password with the current parameters. Returns
 /// `false`, and changes nothing, if the user no longer has the outdated hash.
-pub(super) async fn renew_hash(
+pub(super) async fn replace_hash(
     database: &Database,
     user: &User,
     outdated: &str,
@@ -166,7 +166,7 @@ pub(super) async fn renew_hash(
         .await?
         .is_some();
     if renewed {
-        event.mirror();
+        event.log_and_count();
     }
     Ok(renewed)
 }

@@ -7,8 +7,8 @@ use platform::http::{
     client_address::{self, TrustedProxies},
     host,
     limits::{self, BodyLimit, InFlight, RateLimiter},
+    network_slots::{self, NetworkSlots},
     problem, request_telemetry,
-    shares::{self, Shares},
 };
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -24,7 +24,7 @@ pub(super) fn around(
 ) -> Router {
     let trusted = TrustedProxies::new(&settings.trusted_proxies, settings.forwarded_header.clone());
     let in_flight = InFlight::new(settings.max_requests_in_flight);
-    let in_flight_by_address = Shares::new(settings.max_requests_in_flight_per_address);
+    let in_flight_by_address = NetworkSlots::new(settings.max_requests_in_flight_per_address);
     let body_limit = BodyLimit { bytes: settings.body_limit, timeout: settings.body_timeout };
     routes.layer(
         ServiceBuilder::new()
@@ -43,7 +43,10 @@ pub(super) fn around(
             .layer(middleware::from_fn_with_state(in_flight, limits::shed))
             // One address can use only a part of the requests in flight, so that slow bodies from one address do not
             // block other addresses.
-            .layer(middleware::from_fn_with_state(in_flight_by_address, shares::limit_in_flight_by_address))
+            .layer(middleware::from_fn_with_state(
+                in_flight_by_address,
+                network_slots::limit_in_flight_by_address,
+            ))
             // The inner layers and the handlers wait for the body and for the database. The next two layers therefore
             // limit the duration of the request and the size of the body.
             .layer(middleware::from_fn_with_state(settings.request_timeout, limits::deadline))

@@ -76,7 +76,7 @@ pub fn router(
     settings: &http::Settings,
 ) -> Router {
     let document = document();
-    openapi::expect_routes(&document);
+    openapi::declare_route_series(&document);
     let routes = modules()
         .into_iter()
         .fold(Router::new(), |routes, module| routes.merge((module.router)(app)))

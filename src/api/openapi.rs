@@ -70,7 +70,7 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
 }
 
 /// Creates the metric series of every route, so that the series exist from the first scrape.
-pub(super) fn expect_routes(document: &Document) {
+pub(super) fn declare_route_series(document: &Document) {
     for (path, item) in &document.paths.paths {
         let operations = [
             (Method::GET, &item.get),
@@ -82,7 +82,7 @@ pub(super) fn expect_routes(document: &Document) {
         for (method, operation) in operations {
             let statuses = operation.iter().flat_map(|operation| operation.responses.responses.keys());
             let successes = statuses.filter_map(|status| status.parse().ok()).filter(StatusCode::is_success);
-            successes.for_each(|success| request_telemetry::expect(&method, path, success));
+            successes.for_each(|success| request_telemetry::declare_series(&method, path, success));
         }
     }
 }

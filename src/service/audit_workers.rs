@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use platform::{
     alerts::Alerts,
-    audit::{self, Denials, Event, EventResult, EventType, Sealer, WriteFailures},
+    audit::{self, Denials, Event, EventResult, EventType, Sealer, WriteFailureAlert},
     database::Database,
     ops::log_level::{self, LogLevelEvent},
     workers::{BackgroundTasks, Progress, Workers},
@@ -40,7 +40,7 @@ pub(super) fn start(
         let denials = denials.clone();
         async move { denials.flush().await.map(|()| Progress::Idle) }
     });
-    let failures = WriteFailures::new(alerts.clone());
+    let failures = WriteFailureAlert::new(alerts.clone());
     workers.spawn("audit_write_failures", FAILURE_INTERVAL, move || {
         failures.raise_alert();
         std::future::ready(Ok::<_, std::convert::Infallible>(Progress::Idle))

@@ -24,7 +24,7 @@ use platform::{
     migrations,
     ops::{self, health::Health, log_level::LogLevel},
     outbound,
-    shutdown::{Bounds, MIN_FLUSH_TIME, Signals},
+    shutdown::{MIN_FLUSH_TIME, ShutdownDeadlines, Signals},
     telemetry::{self, Telemetry},
     workers::{BackgroundTasks, Progress, Workers},
 };
@@ -170,29 +170,29 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
         // Readiness fails first, and the grace period gives load balancers time to stop sending requests.
         health.fail_readiness();
         tokio::time::sleep(config.shutdown_grace()).await;
-        let bounds = Bounds::new(Instant::now(), deadline);
+        let deadlines = ShutdownDeadlines::new(Instant::now(), deadline);
         let requests = async {
-            let connections = api.drain(bounds.connections).await.cut;
-            (connections, background_tasks.drain(bounds.work).await)
+            let connections = api.drain(deadlines.connections).await.cut;
+            (connections, background_tasks.drain(deadlines.work).await)
         };
         // Workers stop between two units of work, never within one. Workers and requests end concurrently, so that a
         // slow client does not use up the workers' time.
-        let ((connections, tasks), stopped) = tokio::join!(requests, workers.stop(bounds.work));
+        let ((connections, tasks), stopped) = tokio::join!(requests, workers.stop(deadlines.work));
         // After the requests and workers, because both can still count denials and raise alerts.
-        tokio::join!(record_denials(&denials, bounds.rest), send_alerts(&alerts, bounds.rest));
+        tokio::join!(record_denials(&denials, deadlines.rest), send_alerts(&alerts, deadlines.rest));
         // The operations listener ends last, so that metrics and health can be read during the shutdown.
-        ops.drain(bounds.rest).await;
-        database.close(bounds.rest.saturating_duration_since(Instant::now())).await;
+        ops.drain(deadlines.rest).await;
+        database.close(deadlines.rest.saturating_duration_since(Instant::now())).await;
         let mut cancelled = Vec::new();
         add_cancelled(&mut cancelled, connections, "connections of the API");
         add_cancelled(&mut cancelled, tasks, "tasks that requests had started");
         add_cancelled(&mut cancelled, stopped.len(), "workers");
         cancelled
     };
-    let last_bound = deadline - MIN_FLUSH_TIME + CANCEL_DELAY;
+    let cancel_at = deadline - MIN_FLUSH_TIME + CANCEL_DELAY;
     Ok(tokio::select! {
         cancelled = shutting_down => Shutdown { cancelled, deadline },
-        () = tokio::time::sleep_until(last_bound) => {
+        () = tokio::time::sleep_until(cancel_at) => {
             Shutdown { cancelled: vec!["everything still running".to_owned()], deadline }
         }
         signal = signals.next() => {

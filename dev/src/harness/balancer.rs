@@ -85,7 +85,7 @@ impl Balancer {
     }
 
     /// Returns a user with the same session, whose requests go through this balancer.
-    pub fn serves(&self, user: &User) -> User {
+    pub fn user_through(&self, user: &User) -> User {
         user.at(&Arc::new(Api::new(self.url.clone(), None)))
     }
 }

@@ -65,7 +65,7 @@ impl Browser {
     }
 
     /// Waits until an element contains this text.
-    pub async fn shows(&self, selector: &str, text: &str) {
+    pub async fn wait_until_shown(&self, selector: &str, text: &str) {
         let script = "const found = [...document.querySelectorAll(arguments[0])]; \
                       return found.some((one) => one.textContent.includes(arguments[1]))";
         let arguments = vec![json!(selector), json!(text)];
@@ -118,7 +118,7 @@ impl Browser {
     }
 
     /// Sets the preferred colour scheme, light or dark.
-    pub async fn prefers(&self, scheme: &str) {
+    pub async fn set_color_scheme(&self, scheme: &str) {
         let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
         self.send_devtools_command("Emulation.setEmulatedMedia", features).await;
     }

@@ -53,14 +53,14 @@ impl Builder {
     }
 
     /// Sends spans to this collector, 50 ms after they have ended.
-    pub fn traced_by(self, collector: &Collector) -> Self {
+    pub fn with_traces_to(self, collector: &Collector) -> Self {
         self.setting("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())
             .setting("OTEL_BSP_SCHEDULE_DELAY", "50")
     }
 
     /// Sends spans and log records to this collector, within about 50 ms.
-    pub fn logged_by(self, collector: &Collector) -> Self {
-        self.traced_by(collector)
+    pub fn with_logs_to(self, collector: &Collector) -> Self {
+        self.with_traces_to(collector)
             .setting("OTEL_LOGS_EXPORTER", "otlp")
             .setting("OTEL_BLRP_SCHEDULE_DELAY", "50")
     }

@@ -15,7 +15,7 @@ impl HttpResponse {
     /// Asserts that the response has this status, and returns the response.
     #[track_caller]
     #[must_use]
-    pub fn is(self, status: u16) -> Self {
+    pub fn assert_status(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{self}");
         self
     }
@@ -24,7 +24,7 @@ impl HttpResponse {
     /// response.
     #[track_caller]
     #[must_use]
-    pub fn is_problem(self, status: u16, kind: &str) -> Self {
+    pub fn assert_problem(self, status: u16, kind: &str) -> Self {
         assert_eq!(self.status, status, "{self}");
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self}");
         assert_eq!(self.text("type"), format!("/problems/{kind}"), "{self}");
@@ -35,8 +35,8 @@ impl HttpResponse {
     /// response.
     #[track_caller]
     #[must_use]
-    pub fn is_invalid_at(self, pointers: &[&str]) -> Self {
-        let problem = self.is_problem(422, "invalid-request");
+    pub fn assert_invalid_at(self, pointers: &[&str]) -> Self {
+        let problem = self.assert_problem(422, "invalid-request");
         let errors = problem.json()["errors"].clone();
         let found: Vec<_> =
             errors.as_array().into_iter().flatten().map(|error| error["pointer"].as_str()).collect();

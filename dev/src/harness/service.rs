@@ -20,7 +20,7 @@ use super::{
 use crate::{
     example::{
         Addresses,
-        harness::{ExternalServices, FIRST_WORK},
+        harness::{ExternalServices, FIRST_RUN_GAUGES},
     },
     process::{Child, Follower, Signal, Stream},
 };
@@ -216,7 +216,7 @@ impl Service {
     pub async fn customer(&self) -> User {
         let email = format!("customer-{}@example.com", Uuid::now_v7().simple());
         let registration = json!({ "email": email, "password": PASSWORD, "name": "Ada Lovelace" });
-        let _registered = self.anonymous().post("/v1/users").json(&registration).await.is(201);
+        let _registered = self.anonymous().post("/v1/users").json(&registration).await.assert_status(201);
         self.log_in(&email).await
     }
 
@@ -248,7 +248,7 @@ impl Service {
     }
 
     /// Returns a user with the same session, whose requests go to this replica.
-    pub fn serves(&self, user: &User) -> User {
+    pub fn user_through(&self, user: &User) -> User {
         user.at(&self.api)
     }
 
@@ -294,7 +294,7 @@ impl Service {
     }
 
     /// Sends a request to the operations listener. Returns `None` without a response.
-    pub async fn operate(&self, method: Method, path: &str, body: &str) -> Option<(u16, String)> {
+    pub async fn request_ops(&self, method: Method, path: &str, body: &str) -> Option<(u16, String)> {
         let url = self.process.ops.join(path).expect("the path is not valid in a URL");
         let client = crate::http::client(WAIT_TIMEOUT).expect("failed to create an HTTP client");
         let request = client.request(method, url).header("content-type", "application/json");
@@ -304,7 +304,7 @@ impl Service {
 
     /// Returns the status and the body of a page of the operations listener; status 0 without a response.
     pub async fn ops(&self, path: &str) -> (u16, String) {
-        self.operate(Method::GET, path, "").await.unwrap_or_default()
+        self.request_ops(Method::GET, path, "").await.unwrap_or_default()
     }
 
     /// Returns all metrics in Prometheus' text format.
@@ -325,14 +325,14 @@ impl Service {
     }
 
     /// Waits until every worker has completed its first run. A worker with several units of work reports success after
-    /// one unit. So [`FIRST_WORK`] contains a gauge for each unit, which is positive once the unit has run.
+    /// one unit. So [`FIRST_RUN_GAUGES`] contains a gauge for each unit, which is positive once the unit has run.
     pub async fn wait_for_first_work(&self) {
         eventually("every worker has completed its first run", async || {
             let (_, health) = self.ops("/health").await;
             let health: Value = serde_json::from_str(&health).ok()?;
             let mut complete =
                 health["workers"].as_array()?.iter().all(|worker| worker["last_success"].is_string());
-            for gauge in FIRST_WORK {
+            for gauge in FIRST_RUN_GAUGES {
                 complete &= self.gauge(gauge).await > 0.0;
             }
             complete.then_some(())
@@ -403,7 +403,7 @@ impl Service {
     }
 
     /// Waits for a log line of the current process that matches.
-    pub async fn logs_that(&self, what: &str, matches: impl Fn(&Value) -> bool) -> Value {
+    pub async fn wait_for_log(&self, what: &str, matches: impl Fn(&Value) -> bool) -> Value {
         eventually(what, async || self.logs().into_iter().find(&matches)).await
     }
 }

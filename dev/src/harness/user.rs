@@ -35,7 +35,7 @@ impl User {
     /// Logs in with the password of test users.
     pub(super) async fn log_in(anonymous: &Client, database: &Arc<Database>, email: &str) -> Self {
         let credentials = json!({ "email": email, "password": PASSWORD });
-        let session = anonymous.post("/v1/sessions").json(&credentials).await.is(201);
+        let session = anonymous.post("/v1/sessions").json(&credentials).await.assert_status(201);
         let token = session.text("token");
         let id = session.json()["user"]["id"].as_str().unwrap_or_default().parse();
         Self {

@@ -55,7 +55,7 @@ impl CustomerPool {
     pub(super) async fn send_request(self: Arc<Self>, tick: u64) {
         let mut rng = StdRng::seed_from_u64(self.seed ^ tick.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let request = ApiRequest::new(&self.shared, &self.api, &self.report);
-        if let Some(customer) = self.next_to_log_in() {
+        if let Some(customer) = self.reserve_next_login() {
             request.authenticate(customer).await;
             lock(customer).is_logging_in = false;
             return;
@@ -73,7 +73,7 @@ impl CustomerPool {
 
     /// Returns a customer who must register or log in, and marks the customer as logging in. Returns `None` until the
     /// interval has passed, or if every customer is logged in.
-    fn next_to_log_in(&self) -> Option<&Mutex<Customer>> {
+    fn reserve_next_login(&self) -> Option<&Mutex<Customer>> {
         let mut next_login = lock(&self.next_login);
         if Instant::now() < *next_login {
             return None;

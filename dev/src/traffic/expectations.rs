@@ -22,12 +22,12 @@ pub(crate) fn list<'a>(value: &'a Value, field: &str) -> &'a [Value] {
     value.get(field).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-pub(crate) fn has_status(response: &ApiResponse, status: u16) -> CheckResult {
+pub(crate) fn check_status(response: &ApiResponse, status: u16) -> CheckResult {
     check(&format!("the status is {status}"), response.status == status)
 }
 
 /// Checks a problem response: RFC 9457 and the service's extensions.
-pub(crate) fn is_problem(response: &ApiResponse) -> CheckResult {
+pub(crate) fn check_problem(response: &ApiResponse) -> CheckResult {
     let media_type = response.header("content-type").unwrap_or_default();
     check("a rejection is application/problem+json", media_type.starts_with("application/problem+json"))?;
     check(
@@ -41,9 +41,9 @@ pub(crate) fn is_problem(response: &ApiResponse) -> CheckResult {
 }
 
 /// Checks that a response is a problem with this status, and has the headers that the status requires.
-pub(crate) fn is_rejected(response: &ApiResponse, status: u16) -> CheckResult {
-    has_status(response, status)?;
-    is_problem(response)?;
+pub(crate) fn check_rejection(response: &ApiResponse, status: u16) -> CheckResult {
+    check_status(response, status)?;
+    check_problem(response)?;
     match status {
         401 => check("a 401 has WWW-Authenticate", response.header("www-authenticate").is_some()),
         405 => check("a 405 has Allow", response.header("allow").is_some()),
@@ -52,8 +52,8 @@ pub(crate) fn is_rejected(response: &ApiResponse, status: u16) -> CheckResult {
 }
 
 /// Checks a page of a list with at most `limit` entries.
-pub(crate) fn is_page(response: &ApiResponse, limit: usize) -> CheckResult {
-    has_status(response, 200)?;
+pub(crate) fn check_page(response: &ApiResponse, limit: usize) -> CheckResult {
+    check_status(response, 200)?;
     check("a page has `data`", response.body.get("data").is_some_and(Value::is_array))?;
     check("a page respects its limit", list(&response.body, "data").len() <= limit)?;
     let cursor = response.body.get("next_cursor");
@@ -79,11 +79,11 @@ mod tests {
     #[test]
     fn a_rejection_must_be_a_complete_problem() {
         let body = json!({ "type": "/problems/x", "title": "X", "status": 422, "correlation_id": "c" });
-        assert_eq!(is_rejected(&problem("application/problem+json", body.clone()), 422), Ok(()));
-        assert!(is_rejected(&problem("application/problem+json", body.clone()), 400).is_err());
-        assert!(is_rejected(&problem("application/json", body.clone()), 422).is_err());
+        assert_eq!(check_rejection(&problem("application/problem+json", body.clone()), 422), Ok(()));
+        assert!(check_rejection(&problem("application/problem+json", body.clone()), 400).is_err());
+        assert!(check_rejection(&problem("application/json", body.clone()), 422).is_err());
         let mut other_status = body;
         other_status["status"] = json!(500);
-        assert!(is_rejected(&problem("application/problem+json", other_status), 422).is_err());
+        assert!(check_rejection(&problem("application/problem+json", other_status), 422).is_err());
     }
 }

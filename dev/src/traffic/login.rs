@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{
     api::Call,
     customer::{Customer, Identity},
-    expectations::{check, has_status, text},
+    expectations::{check, check_status, text},
     request::{ApiRequest, RequestOutcome, lock},
 };
 
@@ -21,7 +21,7 @@ impl ApiRequest<'_> {
             Call::post("/v1/sessions", &json!({ "email": identity.email, "password": identity.password }));
         let outcome = self
             .send(&call, |response| {
-                has_status(response, 201)?;
+                check_status(response, 201)?;
                 check("a session has a token", !text(&response.body, "token").is_empty())?;
                 check("a session ends", !text(&response.body, "expires_at").is_empty())?;
                 let user = response.body.get("user").unwrap_or(&Value::Null);
@@ -49,7 +49,7 @@ impl ApiRequest<'_> {
             Call::post("/v1/users", &json!({ "email": email, "password": password, "name": "Traffic" }));
         let outcome = self
             .send(&call, |response| {
-                has_status(response, 201)?;
+                check_status(response, 201)?;
                 check("a user has an id", !text(&response.body, "id").is_empty())?;
                 check("a user has the registered address", text(&response.body, "email") == email)?;
                 check("a registered user is a customer", text(&response.body, "role") == "customer")

@@ -29,7 +29,7 @@ pub struct Report {
     /// Responses 429, 503 and 504, after which the request can be retried.
     pub busy: u64,
     /// Requests without a complete response.
-    pub unanswered: u64,
+    pub without_response: u64,
     /// Requests that were not sent because too many requests were in flight.
     pub not_sent: u64,
     /// Responses that violate the API contract.
@@ -83,7 +83,7 @@ impl fmt::Display for Report {
             self.replays,
             self.rejections,
             self.busy,
-            self.unanswered,
+            self.without_response,
             self.unexpected,
         )?;
         self.samples.first().map_or(Ok(()), |first| write!(formatter, "; the first: {first}"))

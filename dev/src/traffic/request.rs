@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{
     api::{Api, ApiResponse, Call},
     customer::Customer,
-    expectations::{CheckResult, check, is_rejected},
+    expectations::{CheckResult, check, check_rejection},
     report::{Report, UnexpectedResponse},
 };
 use crate::example::traffic::memory::SharedMemory;
@@ -50,7 +50,7 @@ impl<'a> ApiRequest<'a> {
     ) -> RequestOutcome {
         self.report().requests += 1;
         let Some(response) = self.api.send(call, &self.correlation_id).await else {
-            self.report().unanswered += 1;
+            self.report().without_response += 1;
             return RequestOutcome::Retryable;
         };
         let busy = is_busy_response(call, &response);
@@ -91,7 +91,7 @@ impl<'a> ApiRequest<'a> {
         let outcome = self
             .send(call, |response| {
                 is_unauthorized = response.status == 401;
-                if is_unauthorized { is_rejected(response, 401) } else { expected(response) }
+                if is_unauthorized { check_rejection(response, 401) } else { expected(response) }
             })
             .await;
         if !is_unauthorized {
@@ -116,7 +116,7 @@ fn is_busy_response(call: &Call, response: &ApiResponse) -> bool {
 }
 
 fn is_retryable_rejection(response: &ApiResponse) -> CheckResult {
-    is_rejected(response, response.status)?;
+    check_rejection(response, response.status)?;
     check(
         "a retryable rejection has Retry-After",
         response.status == 504 || response.header("retry-after").is_some(),

@@ -180,7 +180,7 @@ impl Event {
     }
 
     /// Writes the committed event to the log and counts it in the metrics.
-    pub fn mirror(&self) {
+    pub fn log_and_count(&self) {
         super::metrics::EVENTS.with_label_values(&[self.event_type.as_str(), self.result.as_str()]).inc();
         // A struct of strings, numbers and maps with string keys always serializes.
         let audit_log = serde_json::to_string(self).unwrap_or_default();

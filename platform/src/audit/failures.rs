@@ -28,12 +28,12 @@ fn is_audit_write_failure(error: &sqlx::Error) -> bool {
 }
 
 /// The alert about audit events that could not be written.
-pub struct WriteFailures {
+pub struct WriteFailureAlert {
     alerts: Alerts,
     reported: AtomicU64,
 }
 
-impl WriteFailures {
+impl WriteFailureAlert {
     /// Creates the alert, which is raised through `alerts`.
     pub fn new(alerts: Alerts) -> Self {
         Self { alerts, reported: AtomicU64::new(0) }

@@ -32,7 +32,7 @@ pub use chain::KnownHeads;
 pub use denials::Denials;
 pub use event::{Event, EventResult, EventType, parse_reason};
 pub use export::{Export, ExportError, ExportSummary, export, verify_export};
-pub use failures::WriteFailures;
+pub use failures::WriteFailureAlert;
 pub use listing::{AuditEvent, Filter, list};
 pub use record::{PendingEvent, make_partitions, record, record_all_with, record_once_possible, record_with};
 pub use report::{OnProgress, Report, VerifyError};

@@ -28,7 +28,7 @@ impl PendingEvent {
 
     /// Writes the event to the log and counts it in the metrics. Must be called after the commit.
     pub fn committed(self) {
-        self.0.mirror();
+        self.0.log_and_count();
     }
 }
 
@@ -73,7 +73,7 @@ pub async fn record(database: &Database, event: Event) -> Result<(), sqlx::Error
     let written =
         database.run("audit_events.insert", async |connection| insert(connection, &event).await).await;
     written.inspect_err(|error| failures::count_lost_events(error, 1))?;
-    event.mirror();
+    event.log_and_count();
     Ok(())
 }
 

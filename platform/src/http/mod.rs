@@ -5,12 +5,12 @@ pub mod extract;
 pub mod host;
 pub mod idempotency;
 pub mod limits;
+pub mod network_slots;
 pub mod pagination;
 pub mod problem;
 pub mod request_telemetry;
 pub mod server;
 mod settings;
-pub mod shares;
 pub mod timestamp;
 
 pub use self::settings::Settings;

@@ -44,7 +44,7 @@ const MAX_TEXT_BYTES: usize = 256;
 
 /// Creates the series of a route before the first scrape: for its success status, and for the failures that alert
 /// rules use.
-pub fn expect(method: &Method, route: &str, success: StatusCode) {
+pub fn declare_series(method: &Method, route: &str, success: StatusCode) {
     let method = label(method);
     let failures =
         [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_route_has_its_series_before_its_first_request() {
-        expect(&Method::POST, "/expected", StatusCode::CREATED);
+        declare_series(&Method::POST, "/expected", StatusCode::CREATED);
         let (_, text) = crate::telemetry::metrics::render(&HeaderMap::new()).unwrap();
         for status in ["201", "500", "503", "504"] {
             let series =

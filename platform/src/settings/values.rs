@@ -44,8 +44,8 @@ fn bounded<T: PartialOrd + Display + Copy>(number: T, max: T) -> Result<T, Strin
     if number <= max { Ok(number) } else { Err(format!("must be at most {max}")) }
 }
 
-/// Parses a number of requests per second or minute. A limiter stores the time per request in whole nanoseconds. This
-/// time would be zero for a rate above a billion requests per second.
+/// Parses a number of requests per second or per minute, at most a million. A limiter stores the time per request in
+/// whole nanoseconds. For more than a billion requests per second, this time would be zero.
 pub fn rate(text: &str) -> Result<u32, String> {
     bounded(count(text)?, 1_000_000)
 }
@@ -56,7 +56,8 @@ pub fn days(text: &str) -> Result<u32, String> {
     bounded(count(text)?, 36_500)
 }
 
-/// Maximum number of connections of a pool. At its creation, the pool reserves memory for its configured maximum.
+/// Maximum number of connections of a pool. A new pool allocates a slot for each possible connection, so a much larger
+/// number could exhaust the memory.
 const MAX_POOL_SIZE: NonZeroU32 = NonZeroU32::new(10_000).unwrap();
 
 pub fn pool_size(text: &str) -> Result<NonZeroU32, String> {

@@ -1,8 +1,8 @@
 //! The context of the current work: the request or the worker's run, and the user.
 //!
 //! The context belongs to the task, not to a span. Log lines, audit events, problem bodies and outbound calls all read
-//! the context, so none of them depends on the spans that the log level enables. Work that continues in another task
-//! gets the context by [`Context::scope`].
+//! the context, so none of them depends on the spans that the log level enables. A spawned task does not inherit the
+//! context: its future must be wrapped with [`Context::scope`].
 use std::{
     fmt,
     net::IpAddr,
@@ -74,8 +74,8 @@ impl Context {
         Self::new(correlation_id, Some(path.into()), client_address)
     }
 
-    /// Returns the context of work that no request waits for, such as a worker's run, or work that another task
-    /// started.
+    /// Returns the context of work outside of a request, such as a worker's run. For work that an earlier request
+    /// began, callers pass the correlation id of that request.
     pub fn for_work(correlation_id: CorrelationId) -> Self {
         Self::new(correlation_id, None, None)
     }
@@ -90,7 +90,7 @@ impl Context {
         &self.0.correlation_id
     }
 
-    /// Returns the request id, which the client cannot choose. It distinguishes two requests with one correlation id.
+    /// Returns the request id, which the client cannot choose. It distinguishes requests with the same correlation id.
     pub fn request_id(&self) -> Uuid {
         self.0.request_id
     }
@@ -100,7 +100,7 @@ impl Context {
         self.0.path.as_deref()
     }
 
-    /// Returns the client's address, as found behind trusted proxies.
+    /// Returns the client's address. Behind a trusted proxy, this is the address that the proxy reports.
     pub fn client_address(&self) -> Option<IpAddr> {
         self.0.client_address
     }

@@ -8,24 +8,24 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// Returns the trace id of the current span, if there is one.
 pub fn current_trace_id() -> Option<TraceId> {
-    current(SpanContext::trace_id)
+    read_current_span(SpanContext::trace_id)
 }
 
 /// Returns the id of the current span, if there is one.
 pub fn current_span_id() -> Option<SpanId> {
-    current(SpanContext::span_id)
+    read_current_span(SpanContext::span_id)
 }
 
 /// Returns the current span as W3C trace context (`traceparent`), to be stored with work that another task may finish.
 pub fn current_trace_parent() -> Option<String> {
-    current(|ids| {
+    read_current_span(|ids| {
         format!("00-{}-{}-{:02x}", ids.trace_id(), ids.span_id(), ids.trace_flags() & TraceFlags::SAMPLED)
     })
 }
 
 /// Reads the ids of the current span. `opentelemetry::Context::current()` does not return them, because the tracing
 /// layer is built without context activation.
-pub(super) fn current<T>(read: impl FnOnce(&SpanContext) -> T) -> Option<T> {
+pub(super) fn read_current_span<T>(read: impl FnOnce(&SpanContext) -> T) -> Option<T> {
     let context = Span::current().context();
     let span = context.span();
     let ids = span.span_context();

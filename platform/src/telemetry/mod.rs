@@ -75,13 +75,13 @@ pub fn init(process: &Process, logs: &Logs, opentelemetry: &OpenTelemetry) -> Re
     let records = Records::start(&resource, opentelemetry)?;
     let (sinks, guards) = logs::open(logs, records.clone())?;
 
-    // The log layer is added first. The type of the handle that changes its filter contains the type of the subscriber
-    // below the layer, which must be the plain `Registry`. A combined filter has a level hint only if both of its parts
-    // have one. Without a hint, the filter would be evaluated for every `trace!`.
+    // The log layer is added first, directly to the `Registry`, because the type of the reload handle in `LogFilter`
+    // names the subscriber below the layer. Each part of the filter has a level hint, because a combined filter has a
+    // hint only if both of its parts have one. Without a hint, the filter would be evaluated for every `trace!`.
     let events = dynamic_filter_fn(|metadata, _| may_be_logged(metadata))
         .with_callsite_filter(callsite_interest)
         .with_max_level_hint(LevelFilter::TRACE);
-    // Audit log lines pass at `info` with every filter.
+    // Audit log lines of level `info` or more severe pass, whatever the configured filter is.
     let audit =
         filter_fn(|metadata| logs::is_audit(metadata.target())).with_max_level_hint(LevelFilter::INFO);
     let lines = Lines::new(&service, sinks, records.clone()).with_filter(events.and(configured.or(audit)));
@@ -109,18 +109,18 @@ pub fn init(process: &Process, logs: &Logs, opentelemetry: &OpenTelemetry) -> Re
 }
 
 /// Returns whether the log filter may enable a log line for this metadata. Spans never become log lines, so their
-/// fields are not stored. At `trace`, libraries log the headers and values that they process, so no filter can enable
-/// those lines.
+/// fields are not stored. At `trace`, libraries log the headers and values that they process, which may be secret. So
+/// no filter can enable those lines.
 fn may_be_logged(metadata: &Metadata<'_>) -> bool {
     let is_ours = ["app", "platform", "access", "audit"]
         .contains(&metadata.target().split("::").next().unwrap_or_default());
     metadata.is_event() && (*metadata.level() <= Level::DEBUG || is_ours)
 }
 
-/// Returns `never` for metadata that no filter can enable, and `sometimes` for the rest, even for events that are
-/// always enabled. `always` is not used because of a bug in tracing-subscriber 0.3.23. After each statement, sqlx
-/// checks through the `log` crate whether an event would be logged. The thread stores the result of such a check. The
-/// next event with interest `always` would use that result instead of its own, and be lost.
+/// Returns `never` for metadata that no filter can enable, and `sometimes` for all other metadata, even for events that
+/// are always enabled. `always` is not used because of a bug in tracing-subscriber 0.3.23. After each statement, sqlx
+/// checks through the `log` crate whether an event would be logged. The result of this check stays in the thread. An
+/// event with the interest `always` gets no check of its own, so it would use the old result and could be lost.
 fn callsite_interest(metadata: &Metadata<'_>) -> Interest {
     if may_be_logged(metadata) { Interest::sometimes() } else { Interest::never() }
 }
@@ -141,8 +141,8 @@ impl Telemetry {
     /// Exports the remaining spans and log records, and writes the remaining log lines, until about `deadline`. Later
     /// lines are lost, so callers must call this function last.
     ///
-    /// Both exports get the whole time, except the time that the threads need to write log lines. Spans and records
-    /// that the collector has not accepted by then are lost, counted and logged.
+    /// Both exports run concurrently. Each gets the whole time, except the time that is reserved for writing log lines.
+    /// Spans and records that the collector has not accepted by then are lost, counted and logged.
     pub async fn flush(self, deadline: Instant) {
         /// Maximum time for the threads that write log lines.
         const WRITE_TIMEOUT: Duration = Duration::from_millis(1_200);

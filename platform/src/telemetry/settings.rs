@@ -25,9 +25,9 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
 /// The exporter of log records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogsExporter {
-    /// No export: log lines are written to their outputs alone.
+    /// No export: log lines are only written to standard output and files.
     None,
-    /// Export over OTLP, in addition to the outputs.
+    /// Export over OTLP, in addition to standard output and files.
     Otlp,
 }
 
@@ -58,7 +58,7 @@ crate::groups! {
         "RUST_LOG" filter: String = text, optional;
         /// Directory of daily log files, in addition to standard output.
         "LOG_DIRECTORY" directory: PathBuf = directory, optional;
-        /// Number of daily log files to keep.
+        /// Number of daily log files to keep, at least 2.
         "LOG_FILES_KEPT" files_kept: usize = count, default("14");
     }
     /// OpenTelemetry: variables of its specification.

@@ -1,10 +1,11 @@
-//! Work that no request waits for.
+//! Background work: workers, and tasks that requests start.
 //!
 //! [`Workers`] run a unit of work at an interval, as long as the process runs. If a unit fails or panics, the failure
 //! is logged, and the worker tries again after a pause. Shutdown stops workers between two units.
 //!
-//! Requests start [`BackgroundTasks`]. Shutdown waits for these tasks, too.
-mod tracked;
+//! [`BackgroundTasks`] are started by requests, and must finish even if the client disconnects. Shutdown waits for
+//! them, too.
+mod background_tasks;
 
 use std::{
     error::Error,
@@ -25,7 +26,7 @@ use tokio_util::{
 };
 use tracing::{Instrument, Span, field};
 
-pub use self::tracked::BackgroundTasks;
+pub use self::background_tasks::BackgroundTasks;
 use super::{
     resilience::retry::Backoff,
     telemetry::correlation::{self, Context, CorrelationId},

@@ -147,20 +147,20 @@ async fn a_unit_that_never_ends_is_aborted_at_the_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn tracked_work_outlives_its_caller_and_keeps_its_context() {
-    let tracked = BackgroundTasks::new();
+    let tasks = BackgroundTasks::new();
     let (report, reported) = oneshot::channel();
     let (resume, wait) = oneshot::channel::<()>();
     let id = CorrelationId::generate();
     let caller = Context::for_work(id.clone()).scope(async {
-        drop(tracked.run(async move {
+        drop(tasks.run(async move {
             let _ = wait.await;
             let _ = report.send(correlation::current_id());
         }));
     });
     caller.await;
     let draining = tokio::spawn({
-        let tracked = tracked.clone();
-        async move { tracked.drain(in_five_seconds()).await }
+        let tasks = tasks.clone();
+        async move { tasks.drain(in_five_seconds()).await }
     });
     resume.send(()).unwrap();
     assert_eq!(draining.await.unwrap(), 0);
@@ -169,8 +169,8 @@ async fn tracked_work_outlives_its_caller_and_keeps_its_context() {
 
 #[tokio::test(start_paused = true)]
 async fn draining_counts_the_unfinished_tasks() {
-    let tracked = BackgroundTasks::new();
-    tracked.run(pending::<()>());
-    tracked.run(async {});
-    assert_eq!(tracked.drain(in_five_seconds()).await, 1);
+    let tasks = BackgroundTasks::new();
+    tasks.run(pending::<()>());
+    tasks.run(async {});
+    assert_eq!(tasks.drain(in_five_seconds()).await, 1);
 }

@@ -67,7 +67,7 @@ pub(super) async fn create(database: &Database, new: NewProduct) -> Result<Produ
         Some("sku_is_taken_once") => CatalogError::SkuTaken,
         _ => error.into(),
     })?;
-    event.mirror();
+    event.log_and_count();
     Ok(Product {
         id: row.id,
         sku: row.sku,
@@ -120,7 +120,7 @@ pub(super) async fn change(
         .run("products.update", async |connection| statement.fetch_optional(connection).await)
         .await?;
     Ok(row.map(|row| {
-        event.mirror();
+        event.log_and_count();
         Product {
             id: row.id,
             sku: row.sku,

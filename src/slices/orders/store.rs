@@ -67,7 +67,7 @@ pub(super) async fn place(
             array_to_json(array_agg(item order by line_number)) as items
           from line
           having count(*) = cardinality($3::uuid[]) and min(currency) = max(currency)
-        ), answered as materialized (
+        ), response as materialized (
           select
             total_amount,
             currency,
@@ -83,7 +83,7 @@ pub(super) async fn place(
           from basket
         ), claimed as materialized (
           select total_amount, currency, body
-          from answered
+          from response
           where claim_idempotency_key($5, $6, $7, $1, null, 201, body)
         ), placed as (
           insert into orders (id, customer_id, currency, total_amount)
@@ -111,7 +111,7 @@ pub(super) async fn place(
         database.run("orders.insert", async |connection| statement.fetch_optional(connection).await).await?;
     Ok(placed.map(|row| {
         ORDERS_CREATED.inc();
-        event.mirror();
+        event.log_and_count();
         PlacedOrder { id, body: row.body }
     }))
 }
@@ -264,7 +264,7 @@ pub(super) async fn cancel(database: &Database, id: Uuid, owner: Option<Uuid>) -
         database.run("orders.update", async |connection| statement.fetch_optional(connection).await).await?;
     let cancelled = cancelled.is_some();
     if cancelled {
-        event.mirror();
+        event.log_and_count();
     }
     Ok(cancelled)
 }

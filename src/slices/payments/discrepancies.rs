@@ -168,7 +168,7 @@ impl Payments {
     }
 
     /// Records a discrepancy of a payment or refund whose outcome is unknown.
-    pub(super) async fn record_mismatch(
+    pub(super) async fn record_discrepancy_of_unsettled(
         &self,
         resource: &'static str,
         id: Uuid,

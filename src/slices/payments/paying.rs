@@ -154,15 +154,20 @@ impl Payments {
         loop {
             let unknown = match self.0.gateway.charge(gateway_key, gateway_request, permit, until).await {
                 SendResult::Response(response) => {
-                    crash::point("payment.answered");
+                    crash::point("payment.responded");
                     let check = |charge: &Charge| {
                         check_charge(gateway_key, payment.amount, &payment.currency, charge)
                     };
                     match response.check(check) {
                         (_, Ok(settlement)) => break self.settle_or_leave(payment, settlement).await,
                         (charge, Err(Mismatch(what))) => {
-                            self.record_mismatch("payments", payment.id, what, &format!("{charge:?}"))
-                                .await?;
+                            self.record_discrepancy_of_unsettled(
+                                "payments",
+                                payment.id,
+                                what,
+                                &format!("{charge:?}"),
+                            )
+                            .await?;
                             break self.leave_to_recovery(payment, FailureReason::GatewayError).await;
                         }
                     }
@@ -172,11 +177,18 @@ impl Payments {
                     break self.settle_or_leave(payment, Settlement::Rejected).await;
                 }
                 SendResult::Conflict => {
-                    self.record_mismatch("payments", payment.id, "idempotency conflict", "409").await?;
+                    self.record_discrepancy_of_unsettled(
+                        "payments",
+                        payment.id,
+                        "idempotency conflict",
+                        "409",
+                    )
+                    .await?;
                     break self.leave_to_recovery(payment, FailureReason::GatewayError).await;
                 }
                 SendResult::Unknown(Unknown::Unreadable(why)) => {
-                    self.record_mismatch("payments", payment.id, "unreadable charge", &why).await?;
+                    self.record_discrepancy_of_unsettled("payments", payment.id, "unreadable charge", &why)
+                        .await?;
                     break self.leave_to_recovery(payment, FailureReason::GatewayError).await;
                 }
                 SendResult::Unknown(unknown) => unknown,

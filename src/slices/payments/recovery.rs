@@ -24,13 +24,13 @@ use super::{
     gateway::{Charge, GatewayRefund, SendResult, Unknown},
     metrics::{DISCREPANCIES_OPEN, OLDEST_PROCESSING, PAYMENTS_PARKED, PAYMENTS_PROCESSING},
     model::{
-        FailureReason, Mismatch, NoCharge, PaymentStatus, RefundStatus, Settlement, check_charge,
+        FailureReason, Mismatch, NextStep, PaymentStatus, RefundStatus, Settlement, check_charge,
         check_refund,
     },
     store::{
         self,
         payments::{self, OpenPayment},
-        refunds::{self, OpenRefund},
+        refunds::{self, RefundToSend},
     },
 };
 
@@ -89,7 +89,7 @@ pub async fn recover(payments: Payments) -> Result<Progress, sqlx::Error> {
     }
     let unsettled = store::unsettled(database).await?;
     PAYMENTS_PROCESSING.set(unsettled.count);
-    PAYMENTS_PARKED.set(unsettled.parked);
+    PAYMENTS_PARKED.set(unsettled.needs_review);
     DISCREPANCIES_OPEN.set(unsettled.discrepancies);
     let age = unsettled.oldest.map_or(0, |oldest| (chrono::Utc::now() - oldest).num_seconds().max(0));
     OLDEST_PROCESSING.set(age);
@@ -105,7 +105,7 @@ impl Payments {
     async fn recover_payment(self, payment: OpenPayment) {
         let result = self.poll_payment(&payment).await;
         let Some(needs_review) =
-            self.evaluate_poll("payments", payment.id, payment.age, payment.parked, result).await
+            self.evaluate_poll("payments", payment.id, payment.age, payment.needs_review, result).await
         else {
             return;
         };
@@ -127,7 +127,7 @@ impl Payments {
         resource: &'static str,
         id: Uuid,
         age: Duration,
-        parked: bool,
+        needs_review: bool,
         result: Result<PollResult, PaymentError>,
     ) -> Option<bool> {
         match result {
@@ -142,7 +142,7 @@ impl Payments {
         if age < self.0.park_after {
             return Some(false);
         }
-        if !parked {
+        if !needs_review {
             let unknown = Discrepancy {
                 resource,
                 id: Some(id),
@@ -160,7 +160,7 @@ impl Payments {
         Some(true)
     }
 
-    /// Polls for a payment's outcome. If the gateway has no charge, [`NoCharge`] decides the next step by the payment's
+    /// Polls for a payment's outcome. If the gateway has no charge, [`NextStep`] decides the next step by the payment's
     /// age.
     #[instrument(name = "recover payment", skip_all, fields(payment_id = %payment.id))]
     async fn poll_payment(&self, payment: &OpenPayment) -> Result<PollResult, PaymentError> {
@@ -170,17 +170,18 @@ impl Payments {
         let charges = match self.0.gateway.charges(payment.gateway_key, until).await {
             Ok(charges) => charges,
             Err(Unknown::Unreadable(why)) => {
-                self.record_mismatch("payments", payment.id, "unreadable charge", &why).await?;
+                self.record_discrepancy_of_unsettled("payments", payment.id, "unreadable charge", &why)
+                    .await?;
                 return Ok(PollResult::NeedsReview);
             }
             Err(_unknown) => return Ok(PollResult::Unknown),
         };
-        crash::point("recovery.answered");
+        crash::point("recovery.responded");
         match charges.as_slice() {
-            [] => match NoCharge::after(payment.age) {
-                NoCharge::Resend => self.resend(payment, until).await,
-                NoCharge::Poll => Ok(PollResult::Unknown),
-                NoCharge::NeverCharged => {
+            [] => match NextStep::after(payment.age) {
+                NextStep::Resend => self.resend(payment, until).await,
+                NextStep::Poll => Ok(PollResult::Unknown),
+                NextStep::NeverCharged => {
                     let settlement = Settlement::Failed { reason: FailureReason::GatewayTimeout };
                     self.settle(payment.id, payment.order_id, settlement).await?;
                     Ok(PollResult::Settled)
@@ -192,7 +193,8 @@ impl Payments {
             }
             several => {
                 let count = format!("{} charges", several.len());
-                self.record_mismatch("payments", payment.id, "several charges", &count).await?;
+                self.record_discrepancy_of_unsettled("payments", payment.id, "several charges", &count)
+                    .await?;
                 Ok(PollResult::NeedsReview)
             }
         }
@@ -227,11 +229,13 @@ impl Payments {
                 })
             }
             SendResult::Conflict => {
-                self.record_mismatch("payments", payment.id, "idempotency conflict", "409").await?;
+                self.record_discrepancy_of_unsettled("payments", payment.id, "idempotency conflict", "409")
+                    .await?;
                 Ok(PollResult::Unknown)
             }
             SendResult::Unknown(Unknown::Unreadable(why)) => {
-                self.record_mismatch("payments", payment.id, "unreadable charge", &why).await?;
+                self.record_discrepancy_of_unsettled("payments", payment.id, "unreadable charge", &why)
+                    .await?;
                 Ok(PollResult::Unknown)
             }
             SendResult::Unknown(unknown) => {
@@ -257,16 +261,17 @@ impl Payments {
                 Ok(if rejected { PollResult::NeedsReview } else { PollResult::Settled })
             }
             Err(Mismatch(what)) => {
-                self.record_mismatch("payments", payment.id, what, &format!("{charge:?}")).await?;
+                self.record_discrepancy_of_unsettled("payments", payment.id, what, &format!("{charge:?}"))
+                    .await?;
                 Ok(PollResult::NeedsReview)
             }
         }
     }
 
-    async fn recover_refund(self, refund: OpenRefund) {
+    async fn recover_refund(self, refund: RefundToSend) {
         let result = self.poll_refund(&refund).await;
         let Some(needs_review) =
-            self.evaluate_poll("refunds", refund.id, refund.age, refund.parked, result).await
+            self.evaluate_poll("refunds", refund.id, refund.age, refund.needs_review, result).await
         else {
             return;
         };
@@ -280,30 +285,30 @@ impl Payments {
     /// Polls for a refund's outcome. If the gateway has no refund, recovery resends the request as long as the gateway
     /// keeps the idempotency key. Unlike for a charge, an empty list never proves that nothing was refunded.
     #[instrument(name = "recover refund", skip_all, fields(refund_id = %refund.id))]
-    async fn poll_refund(&self, refund: &OpenRefund) -> Result<PollResult, PaymentError> {
+    async fn poll_refund(&self, refund: &RefundToSend) -> Result<PollResult, PaymentError> {
         traces::link(&Span::current(), refund.trace_parent.as_deref());
         let until = Instant::now() + self.0.gateway.timeout();
         let reported = match self.0.gateway.refunds(refund.gateway_key, until).await {
             Ok(reported) => reported,
             Err(Unknown::Unreadable(why)) => {
-                self.record_mismatch("refunds", refund.id, "unreadable refund", &why).await?;
+                self.record_discrepancy_of_unsettled("refunds", refund.id, "unreadable refund", &why).await?;
                 return Ok(PollResult::NeedsReview);
             }
             Err(_unknown) => return Ok(PollResult::Unknown),
         };
         match reported.as_slice() {
-            [] if NoCharge::after(refund.age) == NoCharge::Resend => self.resend_refund(refund, until).await,
+            [] if NextStep::after(refund.age) == NextStep::Resend => self.resend_refund(refund, until).await,
             [] => Ok(PollResult::Unknown),
             [found] => self.settle_found_refund(refund, found).await,
             several => {
                 let count = format!("{} refunds", several.len());
-                self.record_mismatch("refunds", refund.id, "several refunds", &count).await?;
+                self.record_discrepancy_of_unsettled("refunds", refund.id, "several refunds", &count).await?;
                 Ok(PollResult::NeedsReview)
             }
         }
     }
 
-    async fn resend_refund(&self, refund: &OpenRefund, until: Instant) -> Result<PollResult, PaymentError> {
+    async fn resend_refund(&self, refund: &RefundToSend, until: Instant) -> Result<PollResult, PaymentError> {
         let Ok(permit) = self.0.gateway.breaker().acquire_in_background() else {
             return Ok(PollResult::Unknown);
         };
@@ -318,15 +323,17 @@ impl Payments {
             }
             SendResult::Rejected(status) => {
                 tracing::warn!(%status, refund_id = %refund.id, "the gateway rejected a resent refund");
-                self.record_mismatch("refunds", refund.id, "refused", status.as_str()).await?;
+                self.record_discrepancy_of_unsettled("refunds", refund.id, "refused", status.as_str())
+                    .await?;
                 Ok(PollResult::NeedsReview)
             }
             SendResult::Conflict => {
-                self.record_mismatch("refunds", refund.id, "idempotency conflict", "409").await?;
+                self.record_discrepancy_of_unsettled("refunds", refund.id, "idempotency conflict", "409")
+                    .await?;
                 Ok(PollResult::Unknown)
             }
             SendResult::Unknown(Unknown::Unreadable(why)) => {
-                self.record_mismatch("refunds", refund.id, "unreadable refund", &why).await?;
+                self.record_discrepancy_of_unsettled("refunds", refund.id, "unreadable refund", &why).await?;
                 Ok(PollResult::Unknown)
             }
             SendResult::Unknown(unknown) => {
@@ -340,7 +347,7 @@ impl Payments {
 
     async fn settle_found_refund(
         &self,
-        refund: &OpenRefund,
+        refund: &RefundToSend,
         found: &GatewayRefund,
     ) -> Result<PollResult, PaymentError> {
         match check_refund(refund.gateway_key, refund.amount, &refund.charge_id, found) {
@@ -350,7 +357,8 @@ impl Payments {
                 Ok(if rejected { PollResult::NeedsReview } else { PollResult::Settled })
             }
             Err(Mismatch(what)) => {
-                self.record_mismatch("refunds", refund.id, what, &format!("{found:?}")).await?;
+                self.record_discrepancy_of_unsettled("refunds", refund.id, what, &format!("{found:?}"))
+                    .await?;
                 Ok(PollResult::NeedsReview)
             }
         }

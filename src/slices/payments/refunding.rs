@@ -25,7 +25,7 @@ use super::{
     store::{
         By,
         payments::{self, PaymentRecord},
-        refunds::{self, OpenRefund, RefundDraft, RefundRecord},
+        refunds::{self, RefundDraft, RefundRecord, RefundToSend},
     },
 };
 
@@ -118,7 +118,7 @@ impl Payments {
 
     /// Calls the gateway until the outcome is certain, no retry is allowed, or the time limit of one request is
     /// reached.
-    async fn send_refund(&self, open: &OpenRefund, permit: Permit) -> Result<Refund, PaymentError> {
+    async fn send_refund(&self, open: &RefundToSend, permit: Permit) -> Result<Refund, PaymentError> {
         let until = Instant::now() + self.0.gateway.timeout();
         let mut calls = 1;
         let mut permit = permit;
@@ -128,7 +128,7 @@ impl Payments {
             let key = open.gateway_key;
             let sent =
                 self.0.gateway.refund(&open.charge_id, key, &open.gateway_request, permit, until).await;
-            crash::point("refund.answered");
+            crash::point("refund.responded");
             let unknown = match sent {
                 SendResult::Response(response) => {
                     match response.check(|refund| check_refund(key, open.amount, &open.charge_id, refund)) {
@@ -139,23 +139,32 @@ impl Payments {
                             }
                         }
                         (refund, Err(Mismatch(what))) => {
-                            self.record_mismatch("refunds", open.id, what, &format!("{refund:?}")).await?;
+                            self.record_discrepancy_of_unsettled(
+                                "refunds",
+                                open.id,
+                                what,
+                                &format!("{refund:?}"),
+                            )
+                            .await?;
                         }
                     }
                     break;
                 }
                 SendResult::Rejected(status) => {
                     tracing::warn!(%status, refund_id = %open.id, calls, "the gateway rejected the refund");
-                    self.record_mismatch("refunds", open.id, "refused", status.as_str()).await?;
+                    self.record_discrepancy_of_unsettled("refunds", open.id, "refused", status.as_str())
+                        .await?;
                     needs_review = true;
                     break;
                 }
                 SendResult::Conflict => {
-                    self.record_mismatch("refunds", open.id, "idempotency conflict", "409").await?;
+                    self.record_discrepancy_of_unsettled("refunds", open.id, "idempotency conflict", "409")
+                        .await?;
                     break;
                 }
                 SendResult::Unknown(Unknown::Unreadable(why)) => {
-                    self.record_mismatch("refunds", open.id, "unreadable refund", &why).await?;
+                    self.record_discrepancy_of_unsettled("refunds", open.id, "unreadable refund", &why)
+                        .await?;
                     break;
                 }
                 SendResult::Unknown(unknown) => unknown,

@@ -35,7 +35,7 @@ use super::{
     store::{
         By,
         payments::{self, PaymentRecord},
-        refunds::{self, OpenRefund, RefundRecord},
+        refunds::{self, RefundRecord, RefundToSend},
         settling,
     },
 };
@@ -71,7 +71,7 @@ impl<T> SettleResult<T> {
 
     /// Logs the audit event, and sends the alert of a discrepancy. Returns the current state, and whether this call
     /// settled the payment or refund.
-    fn mirror(self, payments: &Payments) -> (T, bool) {
+    fn log_and_alert(self, payments: &Payments) -> (T, bool) {
         match self.effect {
             SettleEffect::Unchanged => (self.record, false),
             SettleEffect::Now(recorded) => {
@@ -101,7 +101,7 @@ impl<T> SettleResult<T> {
 impl SettleResult<Payment> {
     /// Counts and logs the settlement, and must be called after the commit. Returns the payment's current state.
     pub(super) fn committed(self, payments: &Payments) -> Payment {
-        let (payment, settled_now) = self.mirror(payments);
+        let (payment, settled_now) = self.log_and_alert(payments);
         if settled_now {
             PAYMENTS.with_label_values(&[payment.status.as_str()]).inc();
             if let Some(reason) = &payment.failure_reason {
@@ -115,7 +115,7 @@ impl SettleResult<Payment> {
 impl SettleResult<Refund> {
     /// Logs the settlement, and must be called after the commit. Returns the refund's current state.
     pub(super) fn committed(self, payments: &Payments) -> Refund {
-        self.mirror(payments).0
+        self.log_and_alert(payments).0
     }
 }
 
@@ -225,7 +225,7 @@ fn compare<'a>(settlement: &'a Settlement, found: &PaymentRecord) -> Comparison<
 #[instrument(name = "settle refund", skip_all, fields(refund_id = %open.id, succeeded = settlement.succeeded))]
 pub(super) async fn settle_refund(
     connection: &mut PgConnection,
-    open: &OpenRefund,
+    open: &RefundToSend,
     settlement: &RefundSettlement,
     operator_reason: Option<&str>,
 ) -> Result<SettleResult<Refund>, PaymentError> {
@@ -248,7 +248,7 @@ pub(super) async fn settle_refund(
 /// status the second refund has.
 async fn refund_not_settled(
     connection: &mut PgConnection,
-    open: &OpenRefund,
+    open: &RefundToSend,
     settlement: &RefundSettlement,
 ) -> Result<SettleResult<Refund>, PaymentError> {
     let found =
@@ -302,7 +302,7 @@ impl Payments {
     /// if a condition of the settlement did not hold.
     pub(super) async fn settle_refund(
         &self,
-        open: &OpenRefund,
+        open: &RefundToSend,
         settlement: RefundSettlement,
     ) -> Result<Refund, PaymentError> {
         let mut transaction = self.0.database.begin().await?;

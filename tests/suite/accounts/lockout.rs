@@ -29,13 +29,13 @@ fn comparable_parts(rejection: &HttpResponse) -> (u16, Value, BTreeSet<String>) 
 async fn failed_logins_get_the_same_response_for_any_reason() {
     let service = service().await;
     let customer = service.customer().await;
-    let unknown = log_in(&service, "absent@example.com", WRONG).await.is_problem(401, "bad-credentials");
-    let no_address = log_in(&service, "absent", WRONG).await.is_problem(401, "bad-credentials");
-    let wrong = log_in(&service, &customer.email, WRONG).await.is_problem(401, "bad-credentials");
+    let unknown = log_in(&service, "absent@example.com", WRONG).await.assert_problem(401, "bad-credentials");
+    let no_address = log_in(&service, "absent", WRONG).await.assert_problem(401, "bad-credentials");
+    let wrong = log_in(&service, &customer.email, WRONG).await.assert_problem(401, "bad-credentials");
     for _ in 0..6 {
         let _wrong = log_in(&service, &customer.email, WRONG).await;
     }
-    let locked = log_in(&service, &customer.email, PASSWORD).await.is_problem(401, "bad-credentials");
+    let locked = log_in(&service, &customer.email, PASSWORD).await.assert_problem(401, "bad-credentials");
 
     assert_eq!(comparable_parts(&unknown), comparable_parts(&wrong));
     assert_eq!(comparable_parts(&no_address), comparable_parts(&wrong));
@@ -47,10 +47,10 @@ async fn five_failed_attempts_lock_an_account_for_a_while() {
     let service = builder().setting("LOCKOUT_SECONDS", "5").start().await;
     let customer = service.customer().await;
     for _ in 0..5 {
-        let _wrong = log_in(&service, &customer.email, WRONG).await.is_problem(401, "bad-credentials");
+        let _wrong = log_in(&service, &customer.email, WRONG).await.assert_problem(401, "bad-credentials");
     }
-    let _locked = log_in(&service, &customer.email, PASSWORD).await.is_problem(401, "bad-credentials");
-    let _unaffected = customer.get("/v1/me").await.is(200);
+    let _locked = log_in(&service, &customer.email, PASSWORD).await.assert_problem(401, "bad-credentials");
+    let _unaffected = customer.get("/v1/me").await.assert_status(200);
     let lockouts = service.audit_events("action = 'lockout'").await;
     assert_eq!(lockouts.len(), 1, "the lockout is recorded once");
     assert_eq!((&lockouts[0]["user_id"], &lockouts[0]["result"]), (&json!(customer.id), &json!("failure")));
@@ -67,9 +67,9 @@ async fn a_login_deletes_earlier_failed_attempts() {
     let customer = service.customer().await;
     for _ in 0..3 {
         for _ in 0..4 {
-            let _wrong = log_in(&service, &customer.email, WRONG).await.is(401);
+            let _wrong = log_in(&service, &customer.email, WRONG).await.assert_status(401);
         }
-        let _right = log_in(&service, &customer.email, PASSWORD).await.is(201);
+        let _right = log_in(&service, &customer.email, PASSWORD).await.assert_status(201);
     }
 }
 
@@ -78,10 +78,10 @@ async fn an_attacker_is_locked_out_and_the_owner_is_not() {
     let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
     let customer = service.customer().await;
     for _ in 0..8 {
-        let _wrong = log_in_from(&service, "203.0.113.7", &customer.email, WRONG).await.is(401);
+        let _wrong = log_in_from(&service, "203.0.113.7", &customer.email, WRONG).await.assert_status(401);
     }
-    let _locked = log_in_from(&service, "203.0.113.7", &customer.email, PASSWORD).await.is(401);
-    let _owner = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(201);
+    let _locked = log_in_from(&service, "203.0.113.7", &customer.email, PASSWORD).await.assert_status(401);
+    let _owner = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.assert_status(201);
     let attempts = service.audit_events("event_type = 'authentication' and result = 'failure'").await;
     assert!(attempts.iter().all(|event| event["ip_address"] == "203.0.113.7"), "{attempts:#?}");
 }
@@ -93,7 +93,7 @@ async fn an_untrusted_forwarded_address_is_ignored() {
     for attacker in 0..6 {
         let _wrong = log_in_from(&service, &format!("203.0.113.{attacker}"), &customer.email, WRONG).await;
     }
-    let _locked = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(401);
+    let _locked = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.assert_status(401);
     let attempts = service.audit_events("event_type = 'authentication' and result = 'failure'").await;
     assert!(attempts.iter().all(|event| event["ip_address"] == "127.0.0.1"), "{attempts:#?}");
 }
@@ -104,9 +104,9 @@ async fn many_addresses_together_lock_an_account() {
     let customer = service.customer().await;
     for attacker in 0..50 {
         let address = format!("203.0.113.{attacker}");
-        let _wrong = log_in_from(&service, &address, &customer.email, WRONG).await.is(401);
+        let _wrong = log_in_from(&service, &address, &customer.email, WRONG).await.assert_status(401);
     }
-    let _locked = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(401);
+    let _locked = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.assert_status(401);
 }
 
 #[tokio::test]
@@ -114,9 +114,9 @@ async fn one_address_cannot_lock_an_account_for_other_addresses() {
     let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
     let customer = service.customer().await;
     for _ in 0..60 {
-        let _rejected = log_in_from(&service, "203.0.113.7", &customer.email, WRONG).await.is(401);
+        let _rejected = log_in_from(&service, "203.0.113.7", &customer.email, WRONG).await.assert_status(401);
     }
-    let _owner = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.is(201);
+    let _owner = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.assert_status(201);
     assert_eq!(service.audit_events("action = 'lockout'").await.len(), 1);
 }
 
@@ -126,10 +126,12 @@ async fn the_addresses_of_one_ipv6_network_are_locked_out_together() {
     let customer = service.customer().await;
     for host in 1..=5 {
         let address = format!("2001:db8:0:1::{host}");
-        let _wrong = log_in_from(&service, &address, &customer.email, WRONG).await.is(401);
+        let _wrong = log_in_from(&service, &address, &customer.email, WRONG).await.assert_status(401);
     }
-    let _locked = log_in_from(&service, "2001:db8:0:1:ffff::1", &customer.email, PASSWORD).await.is(401);
-    let _other_network = log_in_from(&service, "2001:db8:0:2::1", &customer.email, PASSWORD).await.is(201);
+    let _locked =
+        log_in_from(&service, "2001:db8:0:1:ffff::1", &customer.email, PASSWORD).await.assert_status(401);
+    let _other_network =
+        log_in_from(&service, "2001:db8:0:2::1", &customer.email, PASSWORD).await.assert_status(201);
     let lockouts = service.audit_events("action = 'lockout'").await;
     assert_eq!((lockouts.len(), &lockouts[0]["ip_address"]), (1, &json!("2001:db8:0:1:ffff::1")));
 }
@@ -137,7 +139,7 @@ async fn the_addresses_of_one_ipv6_network_are_locked_out_together() {
 #[tokio::test]
 async fn the_audit_log_and_attempts_share_one_account_pseudonym() {
     let service = service().await;
-    let _wrong = log_in(&service, "absent@example.com", WRONG).await.is(401);
+    let _wrong = log_in(&service, "absent@example.com", WRONG).await.assert_status(401);
     let events = service.audit_events("action = 'login' and result = 'failure'").await;
     let rows =
         service.database().rows("select distinct encode(account, 'hex') as account from login_attempts");
@@ -153,7 +155,7 @@ async fn concurrent_attempts_cannot_exceed_the_lockout_limit() {
         service.anonymous().post("/v1/sessions").json(&credentials).in_background()
     });
     for attempt in attempts.collect::<Vec<_>>() {
-        let _wrong = attempt.response().await.is_problem(401, "bad-credentials");
+        let _wrong = attempt.response().await.assert_problem(401, "bad-credentials");
     }
     let verified = service.metric("authentication_failures_total{reason=\"bad_credentials\"}").await;
     let locked = service.metric("authentication_failures_total{reason=\"locked_out\"}").await;
@@ -207,7 +209,7 @@ async fn many_logins_do_not_block_registrations() {
             .then_some(())
     })
     .await;
-    let _registered = register(&service, "new@example.com", PASSWORD).await.is(201);
+    let _registered = register(&service, "new@example.com", PASSWORD).await.assert_status(201);
     let registered = started.elapsed();
     for login in logins {
         assert_eq!(login.response().await.status, 401);
@@ -220,7 +222,7 @@ async fn many_logins_do_not_block_registrations() {
 async fn an_unknown_account_has_a_pseudonym_in_the_audit_log() {
     let service = service().await;
     for email in ["absent@example.com", "Absent@Example.com", "other@example.com"] {
-        let _wrong = log_in(&service, email, WRONG).await.is(401);
+        let _wrong = log_in(&service, email, WRONG).await.assert_status(401);
     }
     let attempts = service.audit_events("action = 'login' and result = 'failure'").await;
     let pseudonyms: Vec<_> =
@@ -241,7 +243,7 @@ async fn a_flood_of_denials_is_aggregated_in_the_audit_log() {
     let customer = service.customer().await;
     let rejections = (0..130).map(|_| customer.get("/v1/audit-events").in_background());
     for rejection in rejections.collect::<Vec<_>>() {
-        let _rejected = rejection.response().await.is_problem(403, "forbidden");
+        let _rejected = rejection.response().await.assert_problem(403, "forbidden");
     }
     service.terminate().await;
     let written = service.audit_events("event_type = 'authorization' and action = 'access'").await.len();
@@ -286,7 +288,7 @@ async fn fastest_rejections(service: &Service, [one, other]: [&str; 2]) -> (f64,
     for _ in 0..10 {
         for (email, best) in [(one, &mut fastest.0), (other, &mut fastest.1)] {
             let started = Instant::now();
-            let _wrong = log_in(service, email, WRONG).await.is(401);
+            let _wrong = log_in(service, email, WRONG).await.assert_status(401);
             *best = best.min(started.elapsed().as_secs_f64());
         }
     }
@@ -296,10 +298,10 @@ async fn fastest_rejections(service: &Service, [one, other]: [&str; 2]) -> (f64,
 #[tokio::test]
 async fn the_address_limit_applies_before_the_body_is_read() {
     let service = builder().setting("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "1").start().await;
-    let _first = log_in(&service, "a@example.com", WRONG).await.is(401);
+    let _first = log_in(&service, "a@example.com", WRONG).await.assert_status(401);
     for path in ["/v1/sessions", "/v1/users"] {
         let request = service.anonymous().post(path).header("content-type", "application/json");
-        let _rejected = request.body("no JSON").await.is_problem(429, "too-many-requests");
+        let _rejected = request.body("no JSON").await.assert_problem(429, "too-many-requests");
     }
 }
 
@@ -314,7 +316,7 @@ async fn logins_from_one_client_address_are_rate_limited() {
         register(&service, "e@example.com", PASSWORD).await,
     ];
     assert_eq!(responses.each_ref().map(|response| response.status), [401, 401, 201, 429, 429]);
-    let rejected = responses[3].clone().is_problem(429, "too-many-requests");
+    let rejected = responses[3].clone().assert_problem(429, "too-many-requests");
     let seconds: u64 = rejected.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=20).contains(&seconds), "{rejected}");
 }

@@ -25,29 +25,35 @@ pub async fn log_in(service: &Service, email: &str, password: &str) -> HttpRespo
 #[tokio::test]
 async fn a_user_registers_logs_in_and_reads_their_account() {
     let service = service().await;
-    let registered = register(&service, "Grace@Example.com", PASSWORD).await.is(201);
+    let registered = register(&service, "Grace@Example.com", PASSWORD).await.assert_status(201);
     let user = registered.json();
     assert_eq!(user["email"], "grace@example.com", "the address is stored in lower case");
     assert_eq!((&user["name"], &user["role"]), (&json!("Grace Hopper"), &json!("customer")));
     assert_eq!(registered.header("location"), Some("/v1/me"));
 
-    let session = log_in(&service, "GRACE@example.com", PASSWORD).await.is(201).json();
+    let session = log_in(&service, "GRACE@example.com", PASSWORD).await.assert_status(201).json();
     assert_eq!(session["user"], user);
     let expires_at: chrono::DateTime<chrono::Utc> = session["expires_at"].as_str().unwrap().parse().unwrap();
     let minutes = (expires_at - chrono::Utc::now()).num_minutes();
     assert!((715..=720).contains(&minutes), "a session lasts twelve hours, not {minutes} minutes");
 
-    let me = service.anonymous().with_token(session["token"].as_str().unwrap()).get("/v1/me").await.is(200);
+    let me = service
+        .anonymous()
+        .with_token(session["token"].as_str().unwrap())
+        .get("/v1/me")
+        .await
+        .assert_status(200);
     assert_eq!(me.json(), user);
 }
 
 #[tokio::test]
 async fn an_email_address_is_registered_once_in_any_case() {
     let service = service().await;
-    let _registered = register(&service, "grace@example.com", PASSWORD).await.is(201);
-    let _taken =
-        register(&service, "GRACE@example.com", "another long password").await.is_problem(409, "conflict");
-    let _first = log_in(&service, "grace@example.com", PASSWORD).await.is(201);
+    let _registered = register(&service, "grace@example.com", PASSWORD).await.assert_status(201);
+    let _taken = register(&service, "GRACE@example.com", "another long password")
+        .await
+        .assert_problem(409, "conflict");
+    let _first = log_in(&service, "grace@example.com", PASSWORD).await.assert_status(201);
 }
 
 #[tokio::test]
@@ -66,7 +72,7 @@ async fn concurrent_registrations_of_one_address_create_one_user() {
 async fn all_errors_of_a_registration_are_reported_at_once() {
     let service = service().await;
     let registration = json!({ "email": "nobody", "password": "short", "name": " " });
-    let _rejected = service.anonymous().post("/v1/users").json(&registration).await.is_invalid_at(&[
+    let _rejected = service.anonymous().post("/v1/users").json(&registration).await.assert_invalid_at(&[
         "/email",
         "/password",
         "/name",
@@ -88,10 +94,10 @@ async fn a_password_has_8_to_1024_characters() {
         let email = format!("{}@example.com", Uuid::now_v7().simple());
         let response = register(&service, &email, &password).await;
         if is_accepted {
-            let _registered = response.is(201);
-            let _known = log_in(&service, &email, &password).await.is(201);
+            let _registered = response.assert_status(201);
+            let _known = log_in(&service, &email, &password).await.assert_status(201);
         } else {
-            let _weak = response.is_invalid_at(&["/password"]);
+            let _weak = response.assert_invalid_at(&["/password"]);
         }
     }
 }
@@ -102,12 +108,14 @@ async fn a_common_password_is_rejected_on_every_route() {
     for common in
         ["12345678", "password", "Passw0rd", "qwertyuiop", "aaaaaaaa", "Grace Hopper", "grace@example.com"]
     {
-        let _rejected = register(&service, "grace@example.com", common).await.is_invalid_at(&["/password"]);
+        let _rejected =
+            register(&service, "grace@example.com", common).await.assert_invalid_at(&["/password"]);
     }
     let customer = service.customer().await;
     let account = customer.email.split('@').next().unwrap();
     for common in ["iloveyou1", &customer.email, account, "Ada Lovelace", "lovelace1815"] {
-        let _rejected = change_password(&customer, PASSWORD, common).await.is_invalid_at(&["/new_password"]);
+        let _rejected =
+            change_password(&customer, PASSWORD, common).await.assert_invalid_at(&["/new_password"]);
     }
     let create = ["user", "create", "--email", "root.of.all@example.com", "--name", "Ada Lovelace"];
     let create = [&create[..], &["--role", "admin"]].concat();
@@ -126,16 +134,16 @@ async fn change_password(user: &User, current: &str, new: &str) -> HttpResponse 
 async fn an_email_address_has_no_display_name() {
     let service = service().await;
     let named = "Eve <victim@example.com>";
-    let _rejected = register(&service, named, PASSWORD).await.is_invalid_at(&["/email"]);
+    let _rejected = register(&service, named, PASSWORD).await.assert_invalid_at(&["/email"]);
     let create = ["user", "create", "--email", named, "--role", "customer"];
     assert_eq!(service.command(&create, &[("USER_PASSWORD", PASSWORD)]).await.code(), Some(1));
-    let _victim = register(&service, "victim@example.com", PASSWORD).await.is(201);
-    let _not_the_victim = log_in(&service, named, PASSWORD).await.is_problem(401, "bad-credentials");
+    let _victim = register(&service, "victim@example.com", PASSWORD).await.assert_status(201);
+    let _not_the_victim = log_in(&service, named, PASSWORD).await.assert_problem(401, "bad-credentials");
 }
 
 /// A password for which a strength estimator would need about a second. The service does not estimate the strength: it
 /// looks passwords up in a list of common ones.
-const SLOW_TO_ESTIMATE: &str = "4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8(";
+const EXPENSIVE_PASSWORD: &str = "4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8({[<3693!4@8(";
 
 #[tokio::test]
 async fn hostile_passwords_do_not_slow_down_other_requests() {
@@ -146,7 +154,7 @@ async fn hostile_passwords_do_not_slow_down_other_requests() {
     for _ in 0..5 {
         let registrations = (0..20).map(|_| {
             let email = format!("{}@example.com", Uuid::now_v7().simple());
-            let registration = json!({ "email": email, "password": SLOW_TO_ESTIMATE, "name": "Eve" });
+            let registration = json!({ "email": email, "password": EXPENSIVE_PASSWORD, "name": "Eve" });
             service.anonymous().post("/v1/users").json(&registration).in_background()
         });
         let registrations = registrations.collect::<Vec<_>>();
@@ -154,11 +162,11 @@ async fn hostile_passwords_do_not_slow_down_other_requests() {
         for _ in 0..5 {
             let started = Instant::now();
             assert_eq!(service.ops("/healthz").await.0, 200);
-            let _other = service.anonymous().get("/problems").await.is(200);
+            let _other = service.anonymous().get("/problems").await.assert_status(200);
             slowest = slowest.max(started.elapsed());
         }
         for registration in registrations {
-            let _registered = registration.response().await.is(201);
+            let _registered = registration.response().await.assert_status(201);
         }
         if slowest < Duration::from_millis(250) {
             return;
@@ -172,7 +180,7 @@ async fn hostile_passwords_do_not_slow_down_other_requests() {
 async fn a_login_during_a_password_change_starts_no_session() {
     let service = service().await;
     let customer = service.customer().await;
-    let _other = register(&service, "grace@example.com", "another long password").await.is(201);
+    let _other = register(&service, "grace@example.com", "another long password").await.assert_status(201);
     // The password change commits after the login has read and verified the old hash.
     let other_hash = "select password_hash from users where email = 'grace@example.com'";
     let change = format!("update users set password_hash = ({other_hash}) where id = '{}'", customer.id);
@@ -181,7 +189,7 @@ async fn a_login_during_a_password_change_starts_no_session() {
     let login = service.anonymous().post("/v1/sessions").json(&credentials).in_background();
     service.database().wait_for_blocked_statements(1).await;
     change.commit().await;
-    let _rejected = login.response().await.is_problem(401, "bad-credentials");
+    let _rejected = login.response().await.assert_problem(401, "bad-credentials");
     assert_eq!(
         service.database().number("select count(*) from sessions").await,
         1,
@@ -204,7 +212,7 @@ async fn one_of_two_concurrent_password_changes_succeeds() {
     assert_eq!(statuses, [204, 401]);
     let passwords = ["the first new password", "the second new password"];
     let new = if one.status == 204 { passwords[0] } else { passwords[1] };
-    let _in = log_in(&service, &customer.email, new).await.is(201);
+    let _in = log_in(&service, &customer.email, new).await.assert_status(201);
     assert_eq!(service.audit_events("action = 'change_password'").await.len(), 1);
 }
 
@@ -218,7 +226,7 @@ async fn concurrent_logins_with_an_outdated_hash_all_begin_a_session() {
     let logins =
         [(); 2].map(|()| service.anonymous().post("/v1/sessions").json(&credentials).in_background());
     for login in logins {
-        let _in = login.response().await.is(201);
+        let _in = login.response().await.assert_status(201);
     }
 }
 
@@ -232,13 +240,13 @@ async fn as_many_passwords_are_hashed_at_once_as_the_setting_allows() {
             .setting("REQUEST_TIMEOUT_MS", "60000")
             .start()
             .await;
-        let _one = log_in(&service, "nobody@example.com", WRONG).await.is(401);
+        let _one = log_in(&service, "nobody@example.com", WRONG).await.assert_status(401);
         let peak_of_one = service.peak_memory();
         let credentials = json!({ "email": "nobody@example.com", "password": WRONG });
         let logins =
             [(); 8].map(|()| service.anonymous().post("/v1/sessions").json(&credentials).in_background());
         for login in logins {
-            let _wrong = login.response().await.is(401);
+            let _wrong = login.response().await.assert_status(401);
         }
         service.peak_memory() - peak_of_one
     };
@@ -269,15 +277,15 @@ async fn an_outdated_hash_is_replaced_at_the_next_login() {
         ))
         .await;
     assert!(hash().await.contains("$m=128,t=2,p=1$"));
-    let _wrong = log_in(&service, &customer.email, WRONG).await.is(401);
+    let _wrong = log_in(&service, &customer.email, WRONG).await.assert_status(401);
     assert!(
         hash().await.contains("$m=128,t=2,p=1$"),
         "only a login with the valid password replaces the hash"
     );
-    let _known = log_in(&service, &customer.email, PASSWORD).await.is(201);
+    let _known = log_in(&service, &customer.email, PASSWORD).await.assert_status(201);
     let renewed = hash().await;
     assert!(renewed.contains("$m=64,t=1,p=1$"), "{renewed}");
-    let _still_known = log_in(&service, &customer.email, PASSWORD).await.is(201);
+    let _still_known = log_in(&service, &customer.email, PASSWORD).await.assert_status(201);
     assert_eq!(hash().await, renewed, "the hash is replaced once");
     assert_eq!(service.audit_events("action = 'renew_password_hash'").await.len(), 1);
 }
@@ -287,7 +295,8 @@ async fn a_registration_cannot_choose_its_role() {
     let service = service().await;
     let registration =
         json!({ "email": "eve@example.com", "password": PASSWORD, "name": "Eve", "role": "admin" });
-    let _rejected = service.anonymous().post("/v1/users").json(&registration).await.is_invalid_at(&["/role"]);
+    let _rejected =
+        service.anonymous().post("/v1/users").json(&registration).await.assert_invalid_at(&["/role"]);
 }
 
 #[tokio::test]
@@ -295,10 +304,10 @@ async fn a_logout_ends_only_its_own_session() {
     let service = service().await;
     let here = service.customer().await;
     let there = service.log_in(&here.email).await;
-    let logged_out = here.delete("/v1/sessions/current").await.is(204);
+    let logged_out = here.delete("/v1/sessions/current").await.assert_status(204);
     assert_eq!(logged_out.text, "");
-    let _ended = here.get("/v1/me").await.is_problem(401, "unauthenticated");
-    let _valid_session = there.get("/v1/me").await.is(200);
+    let _ended = here.get("/v1/me").await.assert_problem(401, "unauthenticated");
+    let _valid_session = there.get("/v1/me").await.assert_status(200);
 }
 
 #[tokio::test]
@@ -307,14 +316,14 @@ async fn a_password_change_ends_every_session() {
     let here = service.customer().await;
     let there = service.log_in(&here.email).await;
     let other_customer = service.customer().await;
-    let _changed = change_password(&here, PASSWORD, "a new and longer password").await.is(204);
+    let _changed = change_password(&here, PASSWORD, "a new and longer password").await.assert_status(204);
 
     for ended in [&here, &there] {
-        let _ended = ended.get("/v1/me").await.is_problem(401, "unauthenticated");
+        let _ended = ended.get("/v1/me").await.assert_problem(401, "unauthenticated");
     }
-    let _valid_session = other_customer.get("/v1/me").await.is(200);
-    let _old = log_in(&service, &here.email, PASSWORD).await.is_problem(401, "bad-credentials");
-    let _new = log_in(&service, &here.email, "a new and longer password").await.is(201);
+    let _valid_session = other_customer.get("/v1/me").await.assert_status(200);
+    let _old = log_in(&service, &here.email, PASSWORD).await.assert_problem(401, "bad-credentials");
+    let _new = log_in(&service, &here.email, "a new and longer password").await.assert_status(201);
     let revoked = service.audit_events("action = 'revoke' and resource = 'sessions'").await;
     assert_eq!((revoked.len(), &revoked[0]["metadata"]["record_count"]), (1, &json!(2)), "both sessions");
     let changes = service.audit_events("action = 'change_password'").await;
@@ -327,10 +336,10 @@ async fn a_password_change_requires_the_current_password() {
     let service = service().await;
     let customer = service.customer().await;
     let wrong = change_password(&customer, WRONG, "a new and longer password").await;
-    let _wrong = wrong.is_problem(401, "bad-credentials");
-    let _weak = change_password(&customer, PASSWORD, "short").await.is_invalid_at(&["/new_password"]);
-    let _unchanged = log_in(&service, &customer.email, PASSWORD).await.is(201);
-    let _valid_session = customer.get("/v1/me").await.is(200);
+    let _wrong = wrong.assert_problem(401, "bad-credentials");
+    let _weak = change_password(&customer, PASSWORD, "short").await.assert_invalid_at(&["/new_password"]);
+    let _unchanged = log_in(&service, &customer.email, PASSWORD).await.assert_status(201);
+    let _valid_session = customer.get("/v1/me").await.assert_status(200);
 }
 
 #[tokio::test]
@@ -342,7 +351,7 @@ async fn an_expired_session_is_rejected_deleted_and_audited() {
         (response.status != 200).then_some(response)
     })
     .await;
-    let ended = ended.is_problem(401, "unauthenticated");
+    let ended = ended.assert_problem(401, "unauthenticated");
     assert_eq!(ended.header("www-authenticate"), Some("Bearer"));
     // The worker that deletes expired sessions runs once a minute, and also when the service starts.
     service.terminate().await;
@@ -360,7 +369,7 @@ async fn an_invalid_token_is_rejected_even_on_public_routes() {
     let service = service().await;
     let unknown = service.anonymous().with_token("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
     for path in ["/v1/me", "/problems", PATH, "/nothing"] {
-        let rejected = unknown.get(path).await.is_problem(401, "unauthenticated");
+        let rejected = unknown.get(path).await.assert_problem(401, "unauthenticated");
         assert_eq!(rejected.header("www-authenticate"), Some("Bearer"));
     }
     assert_eq!(service.metric("authentication_failures_total{reason=\"bad_token\"}").await, 4);
@@ -378,8 +387,8 @@ async fn an_invalid_token_is_rejected_even_on_public_routes() {
 async fn no_token_or_password_is_stored() {
     let service = service().await;
     let customer = service.customer().await;
-    let _created = customer.creates().await.is(201);
-    let _wrong = log_in(&service, &customer.email, WRONG).await.is(401);
+    let _created = customer.creates().await.assert_status(201);
+    let _wrong = log_in(&service, &customer.email, WRONG).await.assert_status(401);
     let tables = service.database().rows(
         "select relname as name from pg_class
          where relkind = 'r' and relnamespace = 'public'::regnamespace",
@@ -407,10 +416,10 @@ async fn user_end_sessions_ends_every_session_of_one_user() {
     let output = service.command(&end, &[]).await.succeeded();
     assert!(output.contains("sessions ended: 2"), "{output}");
     for ended in [&victim, &second] {
-        let _rejected = ended.get("/v1/me").await.is_problem(401, "unauthenticated");
+        let _rejected = ended.get("/v1/me").await.assert_problem(401, "unauthenticated");
     }
-    let _unaffected = other.get("/v1/me").await.is(200);
-    let _new_session = service.log_in(&victim.email).await.get("/v1/me").await.is(200);
+    let _unaffected = other.get("/v1/me").await.assert_status(200);
+    let _new_session = service.log_in(&victim.email).await.get("/v1/me").await.assert_status(200);
     let recorded = "select metadata from audit_events where action = 'end_all'";
     let recorded = service.database().rows(recorded).await;
     let [event] = &recorded[..] else { panic!("one event is recorded: {recorded:?}") };
@@ -437,7 +446,10 @@ async fn user_create_reads_the_password_from_stdin_or_environment() {
     let short_timeout = [("USER_PASSWORD", PASSWORD), ("DATABASE_ACQUIRE_TIMEOUT_MS", "1")];
     let made = service.command(&create, &short_timeout).await.succeeded();
     assert!(made.contains("root@example.com admin"), "{made}");
-    assert_eq!(service.log_in("root@example.com").await.get("/v1/me").await.is(200).text("role"), "admin");
+    assert_eq!(
+        service.log_in("root@example.com").await.get("/v1/me").await.assert_status(200).text("role"),
+        "admin"
+    );
 
     let again = service.command(&create, &[("USER_PASSWORD", PASSWORD)]).await;
     assert_eq!(again.code(), Some(1));

@@ -23,7 +23,7 @@ pub const WRITABLE: &str = "id, \"timestamp\", event_type, user_id, role, resour
 async fn an_operation_that_cannot_be_audited_fails() {
     let service = service().await;
     let (customer, support) = (service.customer().await, service.support().await);
-    let id = customer.creates().await.is(201).id();
+    let id = customer.creates().await.assert_status(201).id();
     let sessions = service.database().number("select count(*) from sessions").await;
     service.database().execute("revoke insert on audit_events from app_runtime").await;
 
@@ -43,20 +43,21 @@ async fn an_operation_that_cannot_be_audited_fails() {
         assert_eq!(rejected.status, 500, "{operation}: {rejected}");
     }
     // A rejection grants nothing, so the service sends the rejection even if the audit event cannot be recorded.
-    let _rejected = support.creates().await.is_problem(403, "forbidden");
+    let _rejected = support.creates().await.assert_problem(403, "forbidden");
     assert!(service.metric("audit_write_failures_total").await >= 4);
 
     service.database().execute(format!("grant insert ({WRITABLE}) on audit_events to app_runtime")).await;
     assert_eq!(service.database().number(format!("select count(*) from {TABLE}")).await, 1);
     assert_eq!(service.database().number("select count(*) from sessions").await, sessions);
-    assert!(!another.await.is(201).is_replayed());
+    assert!(!another.await.assert_status(201).is_replayed());
 }
 
 /// Returns the events of all pages for these query parameters.
 async fn audit_log(auditor: &User, query: &str) -> Vec<Value> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {
-        let page = auditor.get(format!("/v1/audit-events?limit=3{query}{cursor}")).await.is(200).json();
+        let page =
+            auditor.get(format!("/v1/audit-events?limit=3{query}{cursor}")).await.assert_status(200).json();
         all.extend(page["data"].as_array().unwrap().clone());
         let Some(next) = page["next_cursor"].as_str() else { return all };
         cursor = format!("&cursor={next}");
@@ -66,8 +67,8 @@ async fn audit_log(auditor: &User, query: &str) -> Vec<Value> {
 /// Causes events: a customer registers, logs in, creates a record, and is denied the audit log.
 async fn cause_events(service: &Service) -> (User, Uuid) {
     let customer = service.customer().await;
-    let id = customer.creates().await.is(201).id();
-    let _rejected = customer.get("/v1/audit-events").await.is_problem(403, "forbidden");
+    let id = customer.creates().await.assert_status(201).id();
+    let _rejected = customer.get("/v1/audit-events").await.assert_problem(403, "forbidden");
     (customer, id)
 }
 
@@ -239,7 +240,7 @@ async fn reading_the_audit_log_is_audited() {
     let by_auditor =
         format!("event_type = 'data_access' and resource = 'audit_events' and user_id = '{}'", auditor.id);
     for times in 1..=2 {
-        let _read = auditor.get("/v1/audit-events").await.is(200);
+        let _read = auditor.get("/v1/audit-events").await.assert_status(200);
         assert_eq!(service.audit_events(&by_auditor).await.len(), times);
     }
 }
@@ -276,7 +277,7 @@ async fn query_values_that_postgresql_cannot_store_are_malformed() {
         format!("cursor={}", cursor(-62_167_219_200_000_000)),
         format!("cursor={}", cursor(253_402_300_799_999_999)),
     ] {
-        let _page = auditor.get(format!("/v1/audit-events?{query}")).await.is(200);
+        let _page = auditor.get(format!("/v1/audit-events?{query}")).await.assert_status(200);
     }
 }
 
@@ -313,13 +314,12 @@ async fn no_query_value_causes_an_internal_error() {
     assert!(sent >= 7 * hostile.len(), "{sent}");
 }
 
-/// Returns the functions of the schema: name, `security definer`, settings, source, and whether PUBLIC has the right to
-/// execute them.
+/// Returns the functions of the schema: name, settings, source, and whether PUBLIC has the right to execute them.
 async fn functions(service: &Service) -> Vec<Value> {
     service
         .database()
         .rows(
-            "select proname as name, prosecdef as security_definer, coalesce(proconfig, '{}') as settings,
+            "select proname as name, coalesce(proconfig, '{}') as settings,
                pg_get_functiondef(oid) as source, has_function_privilege('public', oid, 'execute') as public
              from pg_proc where pronamespace = 'public'::regnamespace",
         )

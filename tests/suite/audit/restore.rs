@@ -17,7 +17,7 @@ async fn after_restore(service: &Service, heads: &str, more: &[&str]) -> Command
 async fn wait_until_head_is_logged(service: &Service) -> i64 {
     wait_until_everything_is_sealed(service).await;
     let head = service.database().number("select number from audit_seal_head").await;
-    service.logs_that("the head is logged", |line| line["seal_number"] == head).await;
+    service.wait_for_log("the head is logged", |line| line["seal_number"] == head).await;
     head
 }
 
@@ -38,15 +38,15 @@ async fn the_steps_of_the_restore_runbook_give_a_verified_log() {
     let mut service = sealing_service().await;
     let scratch = Scratch::new();
     let (customer, other) = (service.customer().await, service.customer().await);
-    let _created = customer.creates().await.is(201);
+    let _created = customer.creates().await.assert_status(201);
     let kept = wait_until_head_is_logged(&service).await;
     let mut log = log_lines(&service);
     service.terminate().await;
     service.database().back_up().await;
     service.restart().await;
-    let _logged_out = other.delete("/v1/sessions/current").await.is(204);
+    let _logged_out = other.delete("/v1/sessions/current").await.assert_status(204);
     for _ in 0..2 {
-        let _lost = customer.creates().await.is(201);
+        let _lost = customer.creates().await.assert_status(201);
         wait_until_head_is_logged(&service).await;
     }
     let lost = service.database().number("select number from audit_seal_head").await;
@@ -97,7 +97,7 @@ async fn the_steps_of_the_restore_runbook_give_a_verified_log() {
     // Start, and watch.
     service.restart().await;
     for user in [&customer, &other] {
-        let _ended = user.get("/v1/me").await.is(401);
+        let _ended = user.get("/v1/me").await.assert_status(401);
     }
     service.customer().await;
     let head = wait_until_head_is_logged(&service).await;
@@ -148,7 +148,7 @@ async fn sealing_stops_when_the_chain_is_set_back() {
         from (select number, hash from audit_seals order by number desc limit 1) as last";
     tamper(&service, set_back).await;
     service
-        .logs_that("an alert names the command", |line| line.to_string().contains("run `after-restore`"))
+        .wait_for_log("an alert names the command", |line| line.to_string().contains("run `after-restore`"))
         .await;
     let seals = service.database().number("select count(*) from audit_seals").await;
     service.customer().await;

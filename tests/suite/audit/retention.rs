@@ -1,6 +1,8 @@
 //! Retention: an export can be verified without the database, and only exported events are dropped from the database.
 use std::{
     io::{Read, Write},
+    os::unix::process::ExitStatusExt,
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -186,7 +188,7 @@ async fn make_audited_writes(service: &Service, count: usize) {
     let customer = service.customer().await;
     for _ in 0..count {
         let started = Instant::now();
-        let _created = customer.creates().await.is(201);
+        let _created = customer.creates().await.assert_status(201);
         assert!(started.elapsed() < Duration::from_secs(2), "a write took {:?}", started.elapsed());
     }
 }
@@ -252,7 +254,7 @@ async fn audited_writes_continue_while_a_new_epoch_waits() {
         service.database().wait_for_blocked_statements(1).await;
         for _ in 0..5 {
             let started = Instant::now();
-            let _created = customer.creates().await.is(201);
+            let _created = customer.creates().await.assert_status(201);
             assert!(started.elapsed() < Duration::from_secs(5), "a write took {:?}", started.elapsed());
         }
         reads.release().await;
@@ -270,6 +272,41 @@ fn start_export(service: &Service, file: &str) -> Child {
         .stdout(Stdio::null())
         .spawn()
         .unwrap()
+}
+
+#[tokio::test]
+async fn an_export_that_is_killed_while_it_writes_can_be_repeated() {
+    let service = sealing_service().await;
+    let scratch = Scratch::new();
+    insert_old_events(&service, "2021-02", 500).await;
+    wait_until_everything_is_sealed(&service).await;
+    let file = scratch.path("2021-02.jsonl.gz");
+
+    // Beyond this maximum size of a file, the kernel kills the process that writes the file.
+    let killed = Command::new("bash")
+        .args([
+            "-c",
+            "ulimit -c 0 -f 4; exec \"$0\" audit export --until 2021-03-01 --to \"$1\"",
+            EXECUTABLE,
+            &file,
+        ])
+        .env_clear()
+        .envs(service.database().settings())
+        .current_dir("/")
+        .output()
+        .unwrap();
+    assert!(killed.status.signal().is_some(), "{killed:?}");
+    assert!(!Path::new(&file).exists(), "no truncated file has the name of the export");
+
+    export(&service, "2021-03-01", &file).await.succeeded();
+    wait_until_everything_is_sealed(&service).await;
+    verify(&service, &["--exported", &file]).await.succeeded();
+
+    insert_old_events(&service, "2021-03", 1).await;
+    wait_until_everything_is_sealed(&service).await;
+    let overwriting = export(&service, "2021-04-01", &file).await;
+    assert_eq!(overwriting.code(), Some(1), "{}", overwriting.stdout);
+    assert!(overwriting.stderr.contains("exists"), "{}", overwriting.stderr);
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ pub const UNSEALED: &str = "
 
 /// Causes three events: a customer registers, logs in, and creates a record.
 pub async fn cause_three_events(service: &Service) {
-    let _created = service.customer().await.creates().await.is(201);
+    let _created = service.customer().await.creates().await.assert_status(201);
 }
 
 pub async fn wait_until_everything_is_sealed(service: &Service) {
@@ -59,7 +59,7 @@ async fn every_event_is_sealed_and_the_head_of_the_chain_is_logged() {
         service.database().rows("select number, encode(hash, 'hex') as hash from audit_seal_head").await;
     let head = (head[0]["number"].as_i64().unwrap(), head[0]["hash"].as_str().unwrap().to_owned());
     service
-        .logs_that("the head is logged", |line| {
+        .wait_for_log("the head is logged", |line| {
             line["target"] == "audit" && line["seal_number"] == head.0 && line["seal_hash"] == head.1
         })
         .await;
@@ -81,7 +81,7 @@ async fn a_restarted_process_logs_the_head_of_the_chain_again() {
     service.kill_9().await;
     let head = service.database().number("select number from audit_seal_head").await;
     service.restart().await;
-    service.logs_that("the head is logged again", |line| line["seal_number"] == head).await;
+    service.wait_for_log("the head is logged again", |line| line["seal_number"] == head).await;
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn the_head_is_logged_with_all_other_targets_off() {
     service.customer().await;
     wait_until_everything_is_sealed(&service).await;
     let head = service.database().number("select number from audit_seal_head").await;
-    service.logs_that("the head is logged", |line| line["seal_number"] == head).await;
+    service.wait_for_log("the head is logged", |line| line["seal_number"] == head).await;
     let others = service.logs().into_iter().find(|line| {
         !["audit", "app::service"].iter().any(|known| line["target"].as_str().unwrap().starts_with(known))
     });
@@ -171,7 +171,7 @@ async fn a_crash_between_a_seal_and_its_log_line_loses_neither() {
     assert!(logged_heads(&service).iter().all(|(number, _)| *number == 0), "the process has logged no head");
     service.restart_without("CRASH_AT").await;
     let logged = |line: &Value| line["seal_number"].as_i64() >= sealed[0]["number"].as_i64();
-    service.logs_that("the head is logged", logged).await;
+    service.wait_for_log("the head is logged", logged).await;
     verify(&service, &[]).await.succeeded();
 }
 
@@ -265,7 +265,7 @@ async fn many_replicas_make_one_chain() {
     let customer = service.customer().await;
     for replica in [&service, &second, &third] {
         for _ in 0..5 {
-            let _placed = replica.serves(&customer).creates().await.is(201);
+            let _placed = replica.user_through(&customer).creates().await.assert_status(201);
         }
     }
     wait_until_everything_is_sealed(&service).await;
@@ -307,15 +307,22 @@ async fn seals_are_only_appended() {
         let rejected = service.database().try_as_service(statement).await;
         assert_eq!(rejected, Err("42501".to_owned()), "{statement}");
     }
-    for fork in [next_seal(&[("number", "number + 2")]), next_seal(&[("previous_hash", "sha256(hash)")])] {
+    for fork in [
+        insert_next_seal(&[("number", "number + 2")]),
+        insert_next_seal(&[("previous_hash", "sha256(hash)")]),
+    ] {
         let rejected = service.database().try_as_service(&fork).await;
         assert_eq!(rejected, Err("23000".to_owned()), "{fork}");
     }
-    assert_eq!(service.database().try_as_service(&next_seal(&[])).await, Ok(()), "a valid seal is appended");
+    assert_eq!(
+        service.database().try_as_service(&insert_next_seal(&[])).await,
+        Ok(()),
+        "a valid seal is appended"
+    );
 }
 
 /// Returns the statement that appends a seal. All columns have valid values, except for the forged ones.
-fn next_seal(forged: &[(&str, &str)]) -> String {
+fn insert_next_seal(forged: &[(&str, &str)]) -> String {
     let columns = [
         ("number", "number + 1"),
         ("epoch", "epoch"),
@@ -353,7 +360,7 @@ async fn a_seal_covers_only_events_that_are_complete() {
         &[("first_sequence", "last_sequence + 2")],
         &[("sealed_at", "now() + interval '1 hour'")],
     ] {
-        let rejected = service.database().try_as_service(&next_seal(forged)).await;
+        let rejected = service.database().try_as_service(&insert_next_seal(forged)).await;
         assert_eq!(rejected, Err("23000".to_owned()), "{forged:?}");
     }
 }
@@ -387,8 +394,10 @@ async fn a_forged_seal_of_the_future_is_reported_with_the_lag() {
     service.customer().await;
     wait_until_everything_is_sealed(&service).await;
     // This simulates an attacker who bypasses the triggers.
-    let forged =
-        next_seal(&[("last_xact_id", "9223372036854775807"), ("sealed_at", "now() - interval '10 minutes'")]);
+    let forged = insert_next_seal(&[
+        ("last_xact_id", "9223372036854775807"),
+        ("sealed_at", "now() - interval '10 minutes'"),
+    ]);
     super::verification::tamper(
         &service,
         &format!(
@@ -399,7 +408,7 @@ async fn a_forged_seal_of_the_future_is_reported_with_the_lag() {
     .await;
     service.customer().await;
     service
-        .logs_that("an alert is raised", |line| {
+        .wait_for_log("an alert is raised", |line| {
             line.to_string().contains("covers transactions that are still in progress")
         })
         .await;
@@ -428,7 +437,7 @@ async fn a_cluster_switch_at_run_time_is_detected() {
         .await;
     let seals = service.database().number("select count(*) from audit_seals").await;
     service
-        .logs_that("an alert is raised", |line| {
+        .wait_for_log("an alert is raised", |line| {
             line.to_string().contains("Sealing stopped: different PostgreSQL cluster")
         })
         .await;
@@ -510,7 +519,7 @@ async fn creating_a_partition_blocks_no_writer() {
         service.database().wait_for_blocked_statements(1).await;
         for _ in 0..5 {
             let started = std::time::Instant::now();
-            let _created = customer.creates().await.is(201);
+            let _created = customer.creates().await.assert_status(201);
             assert!(started.elapsed() < std::time::Duration::from_secs(2), "{:?}", started.elapsed());
         }
     });
@@ -591,7 +600,7 @@ async fn an_event_in_the_default_partition_raises_an_alert() {
         .await;
     service.restart().await;
     service
-        .logs_that("an alert is raised", |line| {
+        .wait_for_log("an alert is raised", |line| {
             line.to_string().contains("Audit events are in the default partition")
         })
         .await;

@@ -75,32 +75,32 @@ async fn sealed_service() -> Service {
     // The service logs a head (the last seal) only after the commit of the seal, so the log may briefly lack the last
     // head.
     let head = service.database().number("select number from audit_seal_head").await;
-    service.logs_that("the last head is logged", |line| line["seal_number"] == head).await;
+    service.wait_for_log("the last head is logged", |line| line["seal_number"] == head).await;
     service.terminate().await;
     service
 }
 
 /// Query for the events in the order in which they are sealed.
 const EVENTS_IN_ORDER: &str =
-    "select id, row_number() over (order by epoch, xact_id, sequence) as place from audit_events";
+    "select id, row_number() over (order by epoch, xact_id, sequence) as position from audit_events";
 
-async fn event_at(service: &Service, place: i64) -> String {
+async fn event_at(service: &Service, position: i64) -> String {
     let rows = service
         .database()
-        .rows(format!("select id from ({EVENTS_IN_ORDER}) as events where place = {place}"))
+        .rows(format!("select id from ({EVENTS_IN_ORDER}) as events where position = {position}"))
         .await;
     rows[0]["id"].as_str().unwrap().to_owned()
 }
 
 /// Returns the number of the seal that contains an event, and the event's position within the seal.
-async fn sealed_at(service: &Service, place: i64) -> (i64, i64) {
+async fn position_in_seal(service: &Service, position: i64) -> (i64, i64) {
     let query = format!(
-        "select number, {place} - (until - event_count) as place
+        "select number, {position} - (until - event_count) as position
          from (select number, event_count, sum(event_count) over (order by number) as until from audit_seals) as seals
-         where until >= {place} order by number limit 1"
+         where until >= {position} order by number limit 1"
     );
     let rows = service.database().rows(query).await;
-    (rows[0]["number"].as_i64().unwrap(), rows[0]["place"].as_i64().unwrap())
+    (rows[0]["number"].as_i64().unwrap(), rows[0]["position"].as_i64().unwrap())
 }
 
 #[tokio::test]
@@ -110,8 +110,8 @@ async fn every_change_of_the_audit_log_is_found_and_named() {
     let count = service.database().number("select sum(event_count)::bigint from audit_seals").await;
     let (second, third, last) =
         (event_at(&service, 2).await, event_at(&service, 3).await, event_at(&service, count).await);
-    let (seal, position) = sealed_at(&service, 2).await;
-    let (last_seal, last_position) = sealed_at(&service, count).await;
+    let (seal, position) = position_in_seal(&service, 2).await;
+    let (last_seal, last_position) = position_in_seal(&service, count).await;
     service
         .database()
         .execute(
@@ -282,7 +282,7 @@ async fn a_rewritten_chain_stops_sealing_and_raises_an_alert() {
     tamper(&service, "delete from audit_seals where number = (select max(number) from audit_seals)").await;
     let before = service.database().number("select count(*) from audit_seals").await;
     service
-        .logs_that("an alert is raised", |line| line.to_string().contains("Audit log tampered with"))
+        .wait_for_log("an alert is raised", |line| line.to_string().contains("Audit log tampered with"))
         .await;
     assert_eq!(
         service.database().number("select count(*) from audit_seals").await,

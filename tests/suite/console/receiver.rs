@@ -20,7 +20,8 @@ async fn both_protocols_are_received_and_replicas_distinguished() {
         .start()
         .await;
     for (service, id) in [(&service, "one"), (&replica, "two"), (&by_http, "three")] {
-        let _served = service.anonymous().get("/problems").header("x-correlation-id", id).await.is(200);
+        let _served =
+            service.anonymous().get("/problems").header("x-correlation-id", id).await.assert_status(200);
     }
     let mut instances = Vec::new();
     for id in ["one", "two", "three"] {

@@ -45,7 +45,7 @@ async fn the_service_reconnects_after_an_outage_without_a_restart() {
     let customer = service.customer().await;
     let request = customer.creates();
     service.database_proxy().cut();
-    let rejected = request.clone().await.is_problem(503, "unavailable");
+    let rejected = request.clone().await.assert_problem(503, "unavailable");
     assert!(rejected.header("retry-after").is_some(), "{rejected}");
     eventually("the service is not ready", async || (ready(&service).await.0 == 503).then_some(())).await;
     eventually("a worker fails and logs it", async || {
@@ -54,7 +54,7 @@ async fn the_service_reconnects_after_an_outage_without_a_restart() {
     .await;
     service.database_proxy().resume();
     wait_until_ready(&service).await;
-    assert!(!request.send_until_final().await.is(201).is_replayed());
+    assert!(!request.send_until_final().await.assert_status(201).is_replayed());
     // After several failures, a worker pauses for up to 30 seconds.
     within(Duration::from_mins(2), "the workers succeed again", async || {
         let (_, report) = service.ops("/health").await;
@@ -73,7 +73,7 @@ async fn a_connection_attempt_continues_after_its_request_timed_out() {
     // timeout. This simulates a restart of the database, after which all replicas reconnect at once.
     service.database_proxy().interrupt();
     service.database_proxy().slow(Duration::from_millis(100));
-    let rejected = customer.lists().await.is_problem(503, "unavailable");
+    let rejected = customer.lists().await.assert_problem(503, "unavailable");
     assert!(rejected.header("retry-after").is_some(), "{rejected}");
     eventually("a connection is available", async || (customer.lists().await.status == 200).then_some(()))
         .await;
@@ -96,7 +96,7 @@ async fn connections_to_a_lost_host_are_closed() {
     service.database().wait_for_blocked_statements(4).await;
     service.database_proxy().freeze();
     for request in requests {
-        let _late = request.response().await.is_problem(504, "timeout");
+        let _late = request.response().await.assert_problem(504, "timeout");
     }
     held.release().await;
     service.database_proxy().replace_host();
@@ -104,7 +104,7 @@ async fn connections_to_a_lost_host_are_closed() {
     wait_until_ready(&service).await;
     let requests = pool.map(|()| customer.lists().in_background());
     for request in requests {
-        let _served = request.response().await.is(200);
+        let _served = request.response().await.assert_status(200);
     }
     let successful_runs =
         async || service.gauge("worker_last_success_timestamp_seconds{worker=\"audit_sealing\"}").await;
@@ -135,7 +135,7 @@ async fn the_statement_timeout_follows_the_setting() {
     })
     .await;
     held.release().await;
-    let _listed = request.response().await.is(200);
+    let _listed = request.response().await.assert_status(200);
 }
 
 /// Returns the first URL, extended by the host and the port of the second URL.
@@ -151,7 +151,7 @@ async fn succeeds_after_503s_only(request: impl Fn() -> Request) -> HttpResponse
         if response.status == 201 {
             return Some(response);
         }
-        let response = response.is_problem(503, "unavailable");
+        let response = response.assert_problem(503, "unavailable");
         assert!(response.header("retry-after").is_some(), "{response}");
         None
     })
@@ -180,7 +180,7 @@ async fn a_standby_is_never_used() {
     service.terminate().await;
     let primary = service.database().service_url().clone();
     service.restart_with("DATABASE_URL", &with_both_hosts(standby.service_url(), &primary)).await;
-    let _created = service.customer().await.creates().await.is(201);
+    let _created = service.customer().await.creates().await.assert_status(201);
 }
 
 #[tokio::test]
@@ -202,10 +202,10 @@ async fn a_promoted_standby_takes_over_within_seconds() {
         service.database().execute_as_administrator(statement).await;
     }
     let customer = service.customer().await;
-    let created = customer.creates().await.is(201).id();
+    let created = customer.creates().await.assert_status(201).id();
     let pool = [(); 4].map(|()| customer.lists().in_background());
     for request in pool {
-        let _every_connection_is_open = request.response().await.is(200);
+        let _every_connection_is_open = request.response().await.assert_status(200);
     }
 
     service.database_proxy().freeze();
@@ -214,7 +214,7 @@ async fn a_promoted_standby_takes_over_within_seconds() {
     let _created = succeeds_after_503s_only(|| customer.creates()).await;
     assert!(lost.elapsed() < Duration::from_secs(15), "{:?}", lost.elapsed());
     wait_until_ready(&service).await;
-    let listed = customer.lists().await.is(200);
+    let listed = customer.lists().await.assert_status(200);
     assert!(listed.to_string().contains(&created.to_string()), "no confirmed commit is lost: {listed}");
 }
 
@@ -233,11 +233,11 @@ async fn statements_on_a_lost_host_end_within_seconds() {
     service.database_proxy().replace_host();
     let lost = Instant::now();
     for request in requests {
-        let _unavailable = request.response().await.is_problem(503, "unavailable");
+        let _unavailable = request.response().await.assert_problem(503, "unavailable");
     }
     assert!(lost.elapsed() < Duration::from_secs(20), "{:?}", lost.elapsed());
     held.release().await;
-    let _listed = customer.lists().await.is(200);
+    let _listed = customer.lists().await.assert_status(200);
 }
 
 #[tokio::test]
@@ -256,17 +256,17 @@ async fn cancelled_statements_do_not_keep_connections() {
     }
     // The cancelled statements still wait for the lock on the server, so none of their four connections can be reused.
     let started = Instant::now();
-    let _served = customer.get("/v1/me").await.is(200);
+    let _served = customer.get("/v1/me").await.assert_status(200);
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     held.release().await;
-    let _listed = customer.lists().await.is(200);
+    let _listed = customer.lists().await.assert_status(200);
 }
 
 #[tokio::test]
 async fn the_service_recovers_after_the_server_was_read_only() {
     let service = builder().on_a_dedicated_server().start().await;
     let customer = service.customer().await;
-    let _created = customer.creates().await.is(201);
+    let _created = customer.creates().await.assert_status(201);
     let set = async |value: &str| {
         let statement = format!("alter system set default_transaction_read_only = {value}");
         service.database().execute_as_administrator(&statement).await;
@@ -278,7 +278,7 @@ async fn the_service_recovers_after_the_server_was_read_only() {
         if response.status == 201 {
             return None;
         }
-        let response = response.is_problem(503, "unavailable");
+        let response = response.assert_problem(503, "unavailable");
         assert!(response.header("retry-after").is_some(), "{response}");
         Some(())
     })
@@ -313,7 +313,7 @@ async fn a_database_with_read_only_sessions_is_not_used() {
     );
     service.database().execute_as_administrator(&end_sessions).await;
     for _ in 0..6 {
-        let rejected = customer.creates().await.is_problem(503, "unavailable");
+        let rejected = customer.creates().await.assert_problem(503, "unavailable");
         assert!(rejected.header("retry-after").is_some(), "{rejected}");
     }
     // New sessions are read-only by default now. The session of this test is older than the change, so the test can
@@ -327,7 +327,7 @@ async fn a_database_with_read_only_sessions_is_not_used() {
 async fn requests_succeed_again_after_a_column_changes_its_type() {
     let service = builder().start().await;
     let customer = service.customer().await;
-    let _listed = customer.lists().await.is(200);
+    let _listed = customer.lists().await.assert_status(200);
     let (changed, unchanged) = tokio::sync::watch::channel(false);
     let clients: Vec<_> = (0..4)
         .map(|_| {
@@ -362,6 +362,6 @@ async fn requests_succeed_again_after_a_column_changes_its_type() {
     }
     assert!(rejected <= 4, "{rejected} requests were rejected, and there are 4 connections");
     for _ in 0..8 {
-        let _listed = customer.lists().await.is(200);
+        let _listed = customer.lists().await.assert_status(200);
     }
 }

@@ -17,7 +17,7 @@ pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
 #[tokio::test]
 async fn the_service_has_no_privilege_to_rewrite_records_or_schema() {
     let service = service().await;
-    let _created = service.customer().await.creates().await.is(201);
+    let _created = service.customer().await.creates().await.assert_status(201);
     let partition = service
         .database()
         .rows("select relname from pg_class where relname like 'audit_events_2%' and relkind = 'r' limit 1")
@@ -126,7 +126,7 @@ async fn sessions_have_timeouts_that_detect_a_lost_replica() {
 #[tokio::test]
 async fn triggers_protect_the_audit_log_from_its_owner() {
     let service = service().await;
-    let _created = service.customer().await.creates().await.is(201);
+    let _created = service.customer().await.creates().await.assert_status(201);
     let before = service.database().number("select count(*) from audit_events").await;
     for statement in
         ["update audit_events set user_id = null", "delete from audit_events", "truncate audit_events"]
@@ -269,7 +269,7 @@ async fn the_service_runs_on_a_newer_schema() {
         )
         .await;
     service.restart().await;
-    let _created = service.customer().await.creates().await.is(201);
+    let _created = service.customer().await.creates().await.assert_status(201);
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ pub(crate) async fn measure_cost(
         let request = request().await;
         wait_until_pool_is_idle(service).await;
         let before = DatabaseCost { round_trips: proxy.round_trips(), bytes: proxy.bytes_back() };
-        let _response = request.await.is(status);
+        let _response = request.await.assert_status(status);
         wait_until_pool_is_idle(service).await;
         minimum.round_trips = minimum.round_trips.min(proxy.round_trips() - before.round_trips);
         minimum.bytes = minimum.bytes.min(proxy.bytes_back() - before.bytes);

@@ -51,7 +51,7 @@ async fn a_payment_that_needs_review_raises_an_alert() {
         webhooks: Webhooks::Never,
         ..Faults::default()
     });
-    let payment = order.pay("pm_card_ok").await.is(202).id();
+    let payment = order.pay("pm_card_ok").await.assert_status(202).id();
     let parked = pager.wait_for("Review needed: payment").await;
     assert_complete(&parked, "critical");
     assert_eq!(parked["metadata"]["id"], json!(payment));

@@ -9,24 +9,25 @@ use crate::service;
 async fn every_client_reads_the_catalog_page_by_page() {
     let service = service().await;
     let anonymous = service.anonymous();
-    let all = anonymous.get("/v1/products").await.is(200).json();
+    let all = anonymous.get("/v1/products").await.assert_status(200).json();
     let ids: Vec<_> = all["data"].as_array().unwrap().iter().map(|product| product["id"].clone()).collect();
     assert_eq!(ids, [MUG, TEAPOT, LAMP, RETIRED].map(Value::from), "the oldest product is first");
     assert_eq!(all["next_cursor"], Value::Null);
 
-    let first = anonymous.get("/v1/products?limit=3").await.is(200).json();
+    let first = anonymous.get("/v1/products?limit=3").await.assert_status(200).json();
     let cursor = first["next_cursor"].as_str().unwrap();
-    let second = anonymous.get(format!("/v1/products?limit=3&cursor={cursor}")).await.is(200).json();
+    let second =
+        anonymous.get(format!("/v1/products?limit=3&cursor={cursor}")).await.assert_status(200).json();
     assert_eq!(second["data"].as_array().unwrap()[0]["id"], RETIRED);
     assert_eq!(second["next_cursor"], Value::Null);
 
-    let mug = anonymous.get(format!("/v1/products/{MUG}")).await.is(200).json();
+    let mug = anonymous.get(format!("/v1/products/{MUG}")).await.assert_status(200).json();
     assert_eq!(
         mug,
         json!({ "id": MUG, "sku": "MUG-01", "name": "Mug", "unit_amount": 1290, "currency": "EUR", "active": true })
     );
     let _absent =
-        anonymous.get(format!("/v1/products/{}", Uuid::now_v7())).await.is_problem(404, "not-found");
+        anonymous.get(format!("/v1/products/{}", Uuid::now_v7())).await.assert_problem(404, "not-found");
 }
 
 #[tokio::test]
@@ -34,19 +35,19 @@ async fn an_admins_changes_of_products_are_audited() {
     let service = service().await;
     let admin = service.admin().await;
     let new = json!({ "sku": "CUP-01", "name": "Cup", "unit_amount": 790, "currency": "EUR" });
-    let created = admin.post("/v1/products").json(&new).await.is(201);
+    let created = admin.post("/v1/products").json(&new).await.assert_status(201);
     let path = format!("/v1/products/{}", created.id());
     assert_eq!(created.header("location"), Some(path.as_str()));
-    assert_eq!(service.anonymous().get(&path).await.is(200).json(), created.json());
+    assert_eq!(service.anonymous().get(&path).await.assert_status(200).json(), created.json());
 
-    let changed = admin.patch(&path).json(&json!({ "unit_amount": 890 })).await.is(200).json();
+    let changed = admin.patch(&path).json(&json!({ "unit_amount": 890 })).await.assert_status(200).json();
     assert_eq!(
         (&changed["unit_amount"], &changed["name"], &changed["active"]),
         (&json!(890), &json!("Cup"), &json!(true))
     );
-    let retired = admin.patch(&path).json(&json!({ "active": false })).await.is(200).json();
+    let retired = admin.patch(&path).json(&json!({ "active": false })).await.assert_status(200).json();
     assert_eq!((&retired["unit_amount"], &retired["active"]), (&json!(890), &json!(false)));
-    let unchanged = admin.patch(&path).json(&json!({})).await.is(200).json();
+    let unchanged = admin.patch(&path).json(&json!({})).await.assert_status(200).json();
     assert_eq!(unchanged, retired);
 
     let of_product = format!("resource = 'products' and metadata -> 'record_ids' ? '{}'", created.id());
@@ -65,7 +66,7 @@ async fn a_sku_is_used_once() {
     let service = service().await;
     let admin = service.admin().await;
     let again = json!({ "sku": "MUG-01", "name": "Another mug", "unit_amount": 1, "currency": "EUR" });
-    let _conflict = admin.post("/v1/products").json(&again).await.is_problem(409, "conflict");
+    let _conflict = admin.post("/v1/products").json(&again).await.assert_problem(409, "conflict");
 }
 
 #[tokio::test]
@@ -94,19 +95,19 @@ async fn every_field_of_a_product_has_bounds() {
             let mut product = valid.clone();
             product[field] = value;
             let pointer = format!("/{field}");
-            let _rejected = admin.post("/v1/products").json(&product).await.is_invalid_at(&[&pointer]);
+            let _rejected = admin.post("/v1/products").json(&product).await.assert_invalid_at(&[&pointer]);
             if ["name", "unit_amount"].contains(&field) {
                 let change = json!({ field: product[field] });
                 let change = admin.patch(format!("/v1/products/{MUG}")).json(&change);
-                let _rejected = change.await.is_invalid_at(&[&pointer]);
+                let _rejected = change.await.assert_invalid_at(&[&pointer]);
             }
         }
     }
     let currency = admin.patch(format!("/v1/products/{MUG}")).json(&json!({ "currency": "USD" }));
-    let _fixed = currency.await.is_invalid_at(&["/currency"]);
+    let _fixed = currency.await.assert_invalid_at(&["/currency"]);
     let _absent = admin
         .patch(format!("/v1/products/{}", Uuid::now_v7()))
         .json(&json!({}))
         .await
-        .is_problem(404, "not-found");
+        .assert_problem(404, "not-found");
 }

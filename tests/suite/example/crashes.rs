@@ -67,7 +67,7 @@ async fn test_unsent_payment_crash(point: &str) {
     let request = order.pay("pm_card_ok");
     let normal = service.gateway().faults().get();
     service.gateway().faults().set(Faults { error_rate: 1.0, ..normal.clone() });
-    let _processing = request.clone().await.is(202);
+    let _processing = request.clone().await.assert_status(202);
     service.gateway().faults().set(normal);
     retry_until_paid(&mut service, &order, request).await;
 }
@@ -75,7 +75,7 @@ async fn test_unsent_payment_crash(point: &str) {
 async fn retry_until_paid(service: &mut Service, order: &Order, retry: Request) {
     let paid = retry_after_restart(service, retry).await;
     assert_eq!(paid.text("status"), "succeeded");
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     assert_eq!(charges(service, paid.id()).await, 1, "charged once");
     assert_one_event_each(service, "payments").await;
     service.invariants_hold().await;
@@ -89,7 +89,7 @@ async fn test_refund_crash(point: &str) {
     let attempt = service.support().await.refund(payment, None).in_background();
     let refunded = retry_after_restart(&mut service, attempt.again()).await;
     assert_eq!(refunded.text("status"), "succeeded");
-    order.becomes("refunded").await;
+    order.wait_until("refunded").await;
     assert_eq!(service.gateway().ledger().refunds.len(), 1, "refunded once");
     assert_one_event_each(&service, "refunds").await;
     service.invariants_hold().await;
@@ -97,13 +97,13 @@ async fn test_refund_crash(point: &str) {
 
 /// Declares a test for each crash point of the table, and `POINTS`, the names of all its crash points.
 macro_rules! table {
-    ($($test:ident: $point:literal => $survives:expr;)*) => {
+    ($($test:ident: $point:literal => $test_body:expr;)*) => {
         const POINTS: &[&str] = &[$($point),*];
 
         $(
             #[tokio::test]
             async fn $test() {
-                $survives.await;
+                $test_body.await;
             }
         )*
     };
@@ -112,18 +112,18 @@ macro_rules! table {
 table! {
     before_a_payment_begins: "payment.beginning" => test_payment_crash("payment.beginning", "pm_card_ok", false);
     after_a_payment_has_begun: "payment.begun" => test_payment_crash("payment.begun", "pm_card_ok", false);
-    after_the_response_to_a_charge: "payment.answered" => test_payment_crash("payment.answered", "pm_card_ok", false);
+    after_the_response_to_a_charge: "payment.responded" => test_payment_crash("payment.responded", "pm_card_ok", false);
     before_a_settlement_commits: "payment.settling" => test_payment_crash("payment.settling", "pm_card_ok", false);
     after_a_settlement_has_committed: "payment.settled" => test_payment_crash("payment.settled", "pm_card_ok", false);
     after_recovery_has_taken_a_lease: "recovery.leased" => test_payment_crash("recovery.leased", "pm_card_timeout", false);
-    after_the_response_to_recovery: "recovery.answered" => test_payment_crash("recovery.answered", "pm_card_timeout", false);
+    after_the_response_to_recovery: "recovery.responded" => test_payment_crash("recovery.responded", "pm_card_timeout", false);
     before_recovery_resends_a_charge: "recovery.sending" => test_unsent_payment_crash("recovery.sending");
     after_a_webhook_is_claimed: "webhook.claimed" => test_payment_crash("webhook.claimed", "pm_card_timeout", true);
     before_a_webhook_commits: "webhook.applied" => test_payment_crash("webhook.applied", "pm_card_timeout", true);
     after_a_webhook_has_committed: "webhook.received" => test_payment_crash("webhook.received", "pm_card_timeout", true);
     before_a_refund_begins: "refund.beginning" => test_refund_crash("refund.beginning");
     after_a_refund_has_begun: "refund.begun" => test_refund_crash("refund.begun");
-    after_the_response_to_a_refund: "refund.answered" => test_refund_crash("refund.answered");
+    after_the_response_to_a_refund: "refund.responded" => test_refund_crash("refund.responded");
     before_a_refunds_settlement_commits: "refund.settling" => test_refund_crash("refund.settling");
     after_a_refunds_settlement_has_committed: "refund.settled" => test_refund_crash("refund.settled");
 }

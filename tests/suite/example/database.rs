@@ -40,7 +40,7 @@ async fn no_money_moves_that_cannot_be_audited() {
         assert_eq!(rejected.status, 500, "{operation}: {rejected}");
     }
     // A rejection grants nothing, so the service sends the rejection even if the audit event cannot be recorded.
-    let _rejected = support.orders(&[(MUG, 1)]).await.is_problem(403, "forbidden");
+    let _rejected = support.orders(&[(MUG, 1)]).await.assert_problem(403, "forbidden");
     assert!(service.metric("audit_write_failures_total").await >= 5);
 
     service.database().execute(format!("grant insert ({WRITABLE}) on audit_events to app_runtime")).await;
@@ -50,7 +50,7 @@ async fn no_money_moves_that_cannot_be_audited() {
     assert_eq!(service.database().number("select count(*) from refunds").await, 0);
     assert_eq!(service.database().number("select count(*) from sessions").await, sessions);
     assert_eq!(service.gateway().ledger().counts().charges_succeeded, 1);
-    assert!(!order.await.is(201).is_replayed());
+    assert!(!order.await.assert_status(201).is_replayed());
     service.invariants_hold().await;
 }
 
@@ -59,7 +59,7 @@ async fn the_service_cannot_rewrite_orders_payments_or_refunds() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
-    let _refunded = service.support().await.refund(payment, Some(1)).await.is(201);
+    let _refunded = service.support().await.refund(payment, Some(1)).await.assert_status(201);
     for statement in [
         "delete from orders",
         "update orders set total_amount = 1",
@@ -148,7 +148,7 @@ async fn requests_continue_while_a_migration_waits_for_a_reader() {
         service.database().wait_for_blocked_statements(1).await;
         for _ in 0..5 {
             let started = Instant::now();
-            let _shown = customer.get(format!("/v1/payments/{payment}")).await.is(200);
+            let _shown = customer.get(format!("/v1/payments/{payment}")).await.assert_status(200);
             assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
         }
         reader.release().await;

@@ -103,7 +103,7 @@ async fn an_operator_ends_only_records_that_need_review() {
     let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let payment = order.pay("pm_card_timeout").await.is(202).id();
+    let payment = order.pay("pm_card_timeout").await.assert_status(202).id();
     let id = payment.to_string();
     let end = ["payments", "end", id.as_str(), "--reason", "the gateway has no such charge"];
     let rejected = service.command(&end, &[]).await;

@@ -8,8 +8,8 @@ use dev::{
 use super::payments::charges;
 use crate::{builder, service};
 
-fn malformed_faults(spoil: Malformation) -> Faults {
-    Faults { spoil_rate: 1.0, spoil, webhooks: Webhooks::Never, ..Faults::default() }
+fn malformed_faults(malformation: Malformation) -> Faults {
+    Faults { malformation_rate: 1.0, malformation, webhooks: Webhooks::Never, ..Faults::default() }
 }
 
 /// Returns the kinds of the discrepancies in the audit log.
@@ -18,11 +18,11 @@ async fn discrepancies(service: &Service) -> Vec<String> {
     events.iter().map(|event| event["metadata"]["what"].as_str().unwrap().to_owned()).collect()
 }
 
-async fn pay_with_malformed_response(spoil: Malformation, expected: Option<&str>) {
+async fn pay_with_malformed_response(malformation: Malformation, expected: Option<&str>) {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    service.gateway().faults().set(malformed_faults(spoil));
-    let payment = order.pay("pm_card_ok").await.is(202).id();
+    service.gateway().faults().set(malformed_faults(malformation));
+    let payment = order.pay("pm_card_ok").await.assert_status(202).id();
     if let Some(expected) = expected {
         eventually("the discrepancy is recorded", async || {
             (!discrepancies(&service).await.is_empty()).then_some(())
@@ -37,7 +37,7 @@ async fn pay_with_malformed_response(spoil: Malformation, expected: Option<&str>
     assert_eq!(order.status().await, "pending_payment");
 
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     assert_eq!(service.charges_for(payment).await.len(), 1);
     service.invariants_hold().await;
 }
@@ -82,13 +82,13 @@ async fn unreadable_records_do_not_block_other_payments() {
     let service = service().await;
     let customer = service.customer().await;
     service.gateway().faults().set(malformed_faults(Malformation::Record));
-    let mut unanswered = Vec::new();
+    let mut unfinished = Vec::new();
     for _ in 0..10 {
         let order = customer.places_an_order().await;
-        unanswered.push((order.pay("pm_card_timeout").in_background(), order));
+        unfinished.push((order.pay("pm_card_timeout").in_background(), order));
     }
-    for (attempt, _) in unanswered {
-        let _unknown = attempt.response().await.is(202);
+    for (attempt, _) in unfinished {
+        let _unknown = attempt.response().await.assert_status(202);
     }
     let orders = [(); 20].map(|()| customer.places_an_order());
     for (paid, order) in orders.into_iter().enumerate() {
@@ -122,10 +122,10 @@ async fn an_excessive_retry_after_ends_the_retries() {
             ..Faults::default()
         });
         let order = customer.places_an_order().await;
-        let payment = order.pay("pm_card_ok").await.is(202).id();
+        let payment = order.pay("pm_card_ok").await.assert_status(202).id();
         assert_eq!(service.count_requests_for(payment).await, 1);
         service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
-        order.becomes("paid").await;
+        order.wait_until("paid").await;
     }
     assert_eq!(service.metric("panics_total").await, 0);
     service.invariants_hold().await;
@@ -154,8 +154,8 @@ async fn a_rejection_after_another_attempt_settles_nothing() {
     service.gateway().record(charge).unwrap();
     service.gateway().release();
 
-    assert_eq!(attempt.response().await.is(202).text("status"), "processing");
-    order.becomes("paid").await;
+    assert_eq!(attempt.response().await.assert_status(202).text("status"), "processing");
+    order.wait_until("paid").await;
     assert_eq!(order.payments().await, [payment]);
     assert_eq!(discrepancies(&service).await, [""; 0]);
     service.invariants_hold().await;
@@ -166,7 +166,7 @@ async fn a_rejection_after_a_failed_connect_fails_the_payment() {
     let service = service().await;
     let unconnected = service.replica_with(&[("GATEWAY_URL", "http://127.0.0.1:1")]).await;
     let order = service.customer().await.places_an_order().await;
-    let payment = order.pay("pm_card_from_another_gateway").at(&unconnected).await.is(202).id();
+    let payment = order.pay("pm_card_from_another_gateway").at(&unconnected).await.assert_status(202).id();
     let failed = format!("select count(*) from payments where id = '{payment}' and status = 'failed'");
     eventually("the rejection ends the payment", async || {
         (service.database().number(&failed).await == 1).then_some(())
@@ -189,7 +189,7 @@ async fn one_charge_settles_one_payment_and_the_other_needs_review() {
         webhooks: Webhooks::Never,
         ..Faults::default()
     });
-    let payment = order.pay("pm_card_ok").await.is(202).id();
+    let payment = order.pay("pm_card_ok").await.assert_status(202).id();
     let reference = service.gateway_key(payment).await;
     service.gateway().record(Charge { reference, ..charge }).unwrap();
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
@@ -207,22 +207,24 @@ async fn one_charge_settles_one_payment_and_the_other_needs_review() {
 
 #[tokio::test]
 async fn malformed_responses_open_the_breaker() {
-    for spoil in [Malformation::Garbage, Malformation::Huge, Malformation::Amount, Malformation::Reference] {
+    for malformation in
+        [Malformation::Garbage, Malformation::Huge, Malformation::Amount, Malformation::Reference]
+    {
         // Recovery polls the gateway's record of each payment, which may be malformed too. With this interval, recovery
         // polls too rarely to affect the breaker.
         let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "60").start().await;
         let customer = service.customer().await;
-        service.gateway().faults().set(malformed_faults(spoil));
+        service.gateway().faults().set(malformed_faults(malformation));
         let rejected = eventually("the breaker opens", async || {
             let response = customer.places_an_order().await.pay("pm_card_ok").await;
             (response.status == 503).then_some(response)
         })
         .await;
-        assert!(rejected.header("retry-after").is_some(), "{spoil:?}: {rejected}");
+        assert!(rejected.header("retry-after").is_some(), "{malformation:?}: {rejected}");
         assert_eq!(
             service.metric("circuit_breaker_state{service=\"payment_gateway\"}").await,
             2,
-            "{spoil:?}"
+            "{malformation:?}"
         );
     }
 }
@@ -232,7 +234,7 @@ async fn declines_do_not_open_the_breaker() {
     let service = service().await;
     let customer = service.customer().await;
     for _ in 0..15 {
-        let declined = customer.places_an_order().await.pay("pm_card_declined").await.is(201);
+        let declined = customer.places_an_order().await.pay("pm_card_declined").await.assert_status(201);
         assert_eq!(declined.text("status"), "declined");
     }
     assert_eq!(service.metric("circuit_breaker_state{service=\"payment_gateway\"}").await, 0);
@@ -245,7 +247,7 @@ async fn a_409_of_the_gateway_settles_nothing_and_is_recorded() {
     let conflict =
         Faults { error_rate: 1.0, error_status: 409, webhooks: Webhooks::Never, ..Faults::default() };
     service.gateway().faults().set(conflict);
-    let payment = order.pay("pm_card_ok").await.is(202);
+    let payment = order.pay("pm_card_ok").await.assert_status(202);
     assert_eq!(
         payment.text("status"),
         "processing",
@@ -253,7 +255,7 @@ async fn a_409_of_the_gateway_settles_nothing_and_is_recorded() {
     );
     assert_eq!(discrepancies(&service).await, ["idempotency conflict"]);
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     assert_eq!(charges(&service, payment.id()).await, 1);
     service.invariants_hold().await;
 }
@@ -269,7 +271,7 @@ async fn a_rejection_of_a_resent_charge_settles_nothing() {
     let sent = || service.gateway().requests().iter().filter(|request| request.method == "POST").count();
     eventually("the charge is sent", async || (sent() == 1).then_some(())).await;
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
-    let response = attempt.response().await.is(202);
+    let response = attempt.response().await.assert_status(202);
     assert!(sent() >= 2, "the charge was sent again within the request");
     assert_eq!(response.text("status"), "processing");
     service.invariants_hold().await;

@@ -26,7 +26,7 @@ async fn invalid_fields_have_pointers() {
     ] {
         let rejected = customer.post("/v1/orders").new_key().json(&body).await;
         assert_eq!(rejected.status, 422, "{body}: {rejected}");
-        let _rejected = rejected.is_invalid_at(&[pointer]);
+        let _rejected = rejected.assert_invalid_at(&[pointer]);
     }
     assert_eq!(service.database().number("select count(*) from orders").await, 0);
 }
@@ -39,11 +39,11 @@ async fn a_malformed_filter_of_orders_gets_400() {
     for query in ["status=lost", "status=", "status=PAID", "customer_id=me"] {
         let rejected = customer.get(format!("/v1/orders?{query}")).await;
         assert_eq!(rejected.status, 400, "{query}: {rejected}");
-        let _rejected = rejected.is_problem(400, "malformed-request");
+        let _rejected = rejected.assert_problem(400, "malformed-request");
     }
     for query in ["limit=0", "limit=101", "cursor=nonsense"] {
         let _rejected =
-            customer.get(format!("/v1/products?{query}")).await.is_problem(400, "malformed-request");
+            customer.get(format!("/v1/products?{query}")).await.assert_problem(400, "malformed-request");
     }
 }
 
@@ -65,7 +65,7 @@ async fn an_invalid_id_in_any_path_gets_404() {
             let description = format!("{request:?}");
             let rejected = request.await;
             assert_eq!(rejected.status, 404, "{description}: {rejected}");
-            let _rejected = rejected.is_problem(404, "not-found");
+            let _rejected = rejected.assert_problem(404, "not-found");
         }
     }
 }

@@ -21,20 +21,20 @@ async fn cause_reviewed_events(service: &Service) {
         (service.customer().await, service.support().await, service.admin().await);
     let order = customer.places_an_order().await;
     let payment = order.pay_successfully().await;
-    let _read = support.get(order.path()).await.is(200);
-    let _refunded = support.refund(payment, Some(100)).await.is(201);
+    let _read = support.get(order.path()).await.assert_status(200);
+    let _refunded = support.refund(payment, Some(100)).await.assert_status(201);
     let product = json!({ "sku": "REVIEWED", "name": "A thing", "unit_amount": 100, "currency": "EUR" });
-    let _created = admin.post("/v1/products").json(&product).await.is(201);
+    let _created = admin.post("/v1/products").json(&product).await.assert_status(201);
     for _ in 0..6 {
         let credentials = json!({ "email": customer.email, "password": "not the password of any user" });
-        let _wrong = service.anonymous().post("/v1/sessions").json(&credentials).await.is(401);
+        let _wrong = service.anonymous().post("/v1/sessions").json(&credentials).await.assert_status(401);
     }
     // Deleting the attempts unlocks the account, as the end of the lockout would.
     service.database().execute("delete from login_attempts").await;
     let credentials = json!({ "email": customer.email, "password": PASSWORD });
-    let _in = service.anonymous().post("/v1/sessions").json(&credentials).await.is(201);
+    let _in = service.anonymous().post("/v1/sessions").json(&credentials).await.assert_status(201);
     let change = json!({ "filter": "info", "ttl_seconds": 60 }).to_string();
-    assert_eq!(service.operate(Method::PUT, "/log-level", &change).await.unwrap().0, 200);
+    assert_eq!(service.request_ops(Method::PUT, "/log-level", &change).await.unwrap().0, 200);
     service.command(&["audit", "verify"], &[]).await.succeeded();
 }
 

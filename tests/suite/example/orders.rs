@@ -12,7 +12,7 @@ async fn an_order_is_placed_at_the_prices_of_the_catalog() {
     let service = service().await;
     let customer = service.customer().await;
 
-    let placed = customer.orders(&[(MUG, 2), (TEAPOT, 1)]).await.is(201);
+    let placed = customer.orders(&[(MUG, 2), (TEAPOT, 1)]).await.assert_status(201);
 
     let order = placed.json();
     assert_eq!(placed.header("location"), Some(format!("/v1/orders/{}", placed.id()).as_str()));
@@ -38,10 +38,10 @@ async fn an_order_is_placed_at_the_prices_of_the_catalog() {
 async fn an_order_reads_as_it_was_placed() {
     let service = service().await;
     let customer = service.customer().await;
-    let placed = customer.orders(&[(TEAPOT, 3), (MUG, 1), (TEAPOT, 2)]).await.is(201);
-    let read = customer.get(format!("/v1/orders/{}", placed.id())).await.is(200);
+    let placed = customer.orders(&[(TEAPOT, 3), (MUG, 1), (TEAPOT, 2)]).await.assert_status(201);
+    let read = customer.get(format!("/v1/orders/{}", placed.id())).await.assert_status(200);
     assert_eq!(read.json(), placed.json());
-    let listed = customer.get("/v1/orders").await.is(200).json();
+    let listed = customer.get("/v1/orders").await.assert_status(200).json();
     assert_eq!(listed["data"], json!([placed.json()]));
 }
 
@@ -51,12 +51,12 @@ async fn an_order_keeps_its_prices_when_the_catalog_changes() {
     let (customer, admin) = (service.customer().await, service.admin().await);
     let order = customer.places(&[(MUG, 1)]).await;
     let change = json!({ "unit_amount": 1490, "name": "Large mug" });
-    let _changed = admin.patch(format!("/v1/products/{MUG}")).json(&change).await.is(200);
+    let _changed = admin.patch(format!("/v1/products/{MUG}")).json(&change).await.assert_status(200);
 
     let before = order.read().await;
     assert_eq!(before["total_amount"], 1290);
     assert_eq!(before["items"][0]["name"], "Mug");
-    let after = customer.orders(&[(MUG, 1)]).await.is(201).json();
+    let after = customer.orders(&[(MUG, 1)]).await.assert_status(201).json();
     assert_eq!(after["total_amount"], 1490);
     assert_eq!(after["items"][0]["name"], "Large mug");
 }
@@ -69,32 +69,33 @@ async fn every_invalid_line_of_an_order_is_reported() {
     let _rejected = customer
         .orders(&[(MUG, 1), (RETIRED, 1), (&unknown, 1)])
         .await
-        .is_invalid_at(&["/items/1/product_id", "/items/2/product_id"]);
+        .assert_invalid_at(&["/items/1/product_id", "/items/2/product_id"]);
     assert_eq!(service.database().number("select count(*) from orders").await, 0);
 }
 
 #[tokio::test]
 async fn an_order_has_one_currency() {
     let service = service().await;
-    let _rejected = service.customer().await.orders(&[(MUG, 1), (LAMP, 1)]).await.is_invalid_at(&["/items"]);
+    let _rejected =
+        service.customer().await.orders(&[(MUG, 1), (LAMP, 1)]).await.assert_invalid_at(&["/items"]);
 }
 
 #[tokio::test]
 async fn quantities_and_lines_have_bounds() {
     let service = service().await;
     let customer = service.customer().await;
-    let largest = customer.orders(&[(MUG, 1000); 100]).await.is(201);
+    let largest = customer.orders(&[(MUG, 1000); 100]).await.assert_status(201);
     assert_eq!(largest.json()["total_amount"], 1290 * 1000 * 100);
     assert_eq!(largest.json()["items"].as_array().unwrap().len(), 100);
 
-    let _too_long = customer.orders(&[(MUG, 1); 101]).await.is_invalid_at(&["/items"]);
-    let _empty = customer.orders(&[]).await.is_invalid_at(&["/items"]);
-    let _wrong = customer.orders(&[(MUG, 0), (MUG, 1), (MUG, 1001), (MUG, -1)]).await.is_invalid_at(&[
+    let _too_long = customer.orders(&[(MUG, 1); 101]).await.assert_invalid_at(&["/items"]);
+    let _empty = customer.orders(&[]).await.assert_invalid_at(&["/items"]);
+    let _wrong = customer.orders(&[(MUG, 0), (MUG, 1), (MUG, 1001), (MUG, -1)]).await.assert_invalid_at(&[
         "/items/0/quantity",
         "/items/2/quantity",
         "/items/3/quantity",
     ]);
-    let _huge = customer.orders(&[(MUG, i64::MAX)]).await.is_invalid_at(&["/items/0/quantity"]);
+    let _huge = customer.orders(&[(MUG, i64::MAX)]).await.assert_invalid_at(&["/items/0/quantity"]);
 }
 
 #[tokio::test]
@@ -103,8 +104,8 @@ async fn the_largest_order_has_an_exact_total() {
     let (customer, admin) = (service.customer().await, service.admin().await);
     let yacht =
         json!({ "sku": "YACHT", "name": "Yacht", "unit_amount": 10_000_000_000_i64, "currency": "EUR" });
-    let yacht = admin.post("/v1/products").json(&yacht).await.is(201).text("id");
-    let order = customer.orders(&[(yacht.as_str(), 1000); 100]).await.is(201).json();
+    let yacht = admin.post("/v1/products").json(&yacht).await.assert_status(201).text("id");
+    let order = customer.orders(&[(yacht.as_str(), 1000); 100]).await.assert_status(201).json();
     assert_eq!(order["total_amount"], 1_000_000_000_000_000_i64);
 }
 
@@ -112,7 +113,8 @@ async fn the_largest_order_has_an_exact_total() {
 async fn pages(user: &User, query: &str, limit: usize) -> Vec<Value> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {
-        let page = user.get(format!("/v1/orders?limit={limit}{query}{cursor}")).await.is(200).json();
+        let page =
+            user.get(format!("/v1/orders?limit={limit}{query}{cursor}")).await.assert_status(200).json();
         let data = page["data"].as_array().unwrap();
         all.extend(data.clone());
         let Some(next) = page["next_cursor"].as_str() else { return all };
@@ -147,10 +149,10 @@ async fn a_new_order_does_not_change_later_pages() {
     for _ in 0..4 {
         customer.places_an_order().await;
     }
-    let first = customer.get("/v1/orders?limit=2").await.is(200).json();
+    let first = customer.get("/v1/orders?limit=2").await.assert_status(200).json();
     customer.places_an_order().await;
     let cursor = first["next_cursor"].as_str().unwrap();
-    let second = customer.get(format!("/v1/orders?limit=2&cursor={cursor}")).await.is(200).json();
+    let second = customer.get(format!("/v1/orders?limit=2&cursor={cursor}")).await.assert_status(200).json();
     let distinct: HashSet<_> =
         [&first, &second].iter().flat_map(|page| ids(page["data"].as_array().unwrap())).collect();
     assert_eq!(distinct.len(), 4);
@@ -163,7 +165,7 @@ async fn a_list_is_filtered_by_status_and_customer() {
     let (one, other, support) = (service.customer().await, service.customer().await, service.support().await);
     let (open, cancelled) = (one.places_an_order().await, one.places_an_order().await);
     let others = other.places_an_order().await;
-    let _cancelled = cancelled.cancel().await.is(200);
+    let _cancelled = cancelled.cancel().await.assert_status(200);
     let (open, cancelled, others) = (open.id.to_string(), cancelled.id.to_string(), others.id.to_string());
 
     assert_eq!(ids(&pages(&one, "", 10).await), [&*cancelled, &open]);
@@ -186,7 +188,7 @@ async fn a_page_has_twenty_orders_by_default() {
     for _ in 0..21 {
         customer.places(&[(MUG, 1)]).await;
     }
-    let page = customer.get("/v1/orders").await.is(200).json();
+    let page = customer.get("/v1/orders").await.assert_status(200).json();
     assert_eq!(page["data"].as_array().unwrap().len(), 20);
     assert!(page["next_cursor"].is_string());
 }
@@ -209,7 +211,7 @@ async fn a_404_is_the_same_for_foreign_and_missing_orders() {
         ];
         let mut responses = Vec::new();
         for request in requests {
-            let response = request.await.is_problem(404, "not-found");
+            let response = request.await.assert_problem(404, "not-found");
             let mut body = response.json();
             for member in ["instance", "correlation_id", "trace_id"] {
                 body.as_object_mut().unwrap().remove(member);
@@ -237,11 +239,11 @@ async fn a_read_is_audited_only_if_the_data_is_of_another_user() {
     let (customer, support) = (service.customer().await, service.support().await);
     let (first, second) = (customer.places_an_order().await, customer.places_an_order().await);
     first.read().await;
-    let _listed = customer.get("/v1/orders").await.is(200);
+    let _listed = customer.get("/v1/orders").await.assert_status(200);
     assert_eq!(service.audit_events("event_type = 'data_access'").await, [Value::Null; 0]);
 
-    let _read = support.get(first.path()).await.is(200);
-    let _listed = support.get("/v1/orders").await.is(200);
+    let _read = support.get(first.path()).await.assert_status(200);
+    let _listed = support.get("/v1/orders").await.assert_status(200);
     let accesses = service.audit_events("event_type = 'data_access'").await;
     let summary =
         |access: &Value| (access["user_id"].clone(), access["resource"].clone(), access["result"].clone());
@@ -256,14 +258,14 @@ async fn the_customer_or_support_cancels_an_unpaid_order_once() {
     let service = service().await;
     let (customer, support) = (service.customer().await, service.support().await);
     let order = customer.places_an_order().await;
-    let cancelled = order.cancel().await.is(200).json();
+    let cancelled = order.cancel().await.assert_status(200).json();
     assert_eq!(cancelled["status"], "cancelled");
     assert_eq!(cancelled, order.read().await);
-    let _twice = order.cancel().await.is_problem(409, "conflict");
+    let _twice = order.cancel().await.assert_problem(409, "conflict");
 
     let order = customer.places_an_order().await;
     let cancel = support.post(format!("{}/cancel", order.path()));
-    assert_eq!(cancel.await.is(200).text("status"), "cancelled");
+    assert_eq!(cancel.await.assert_status(200).text("status"), "cancelled");
     let cancellations = service.audit_events("resource = 'orders' and action = 'cancel'").await;
     assert_eq!(
         cancellations.iter().map(|event| &event["user_id"]).collect::<Vec<_>>(),
@@ -276,7 +278,7 @@ async fn a_paid_order_is_not_cancelled() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     order.pay_successfully().await;
-    let _rejected = order.cancel().await.is_problem(409, "conflict");
+    let _rejected = order.cancel().await.assert_problem(409, "conflict");
     assert_eq!(order.status().await, "paid");
 }
 
@@ -284,9 +286,9 @@ async fn a_paid_order_is_not_cancelled() {
 async fn an_order_with_a_declined_payment_can_be_cancelled() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    assert_eq!(order.pay("pm_card_declined").await.is(201).text("status"), "declined");
-    let _cancelled = order.cancel().await.is(200);
-    let _too_late = order.pay("pm_card_ok").await.is_problem(409, "conflict");
+    assert_eq!(order.pay("pm_card_declined").await.assert_status(201).text("status"), "declined");
+    let _cancelled = order.cancel().await.assert_status(200);
+    let _too_late = order.pay("pm_card_ok").await.assert_problem(409, "conflict");
     service.invariants_hold().await;
 }
 

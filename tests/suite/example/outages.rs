@@ -12,7 +12,7 @@ use crate::{builder, operations::page, service};
 async fn a_flaky_gateway_is_retried_and_charges_once() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    let payment = order.pay("pm_card_flaky").await.is(201);
+    let payment = order.pay("pm_card_flaky").await.assert_status(201);
     assert_eq!(payment.text("status"), "succeeded");
     assert_eq!(charges(&service, payment.id()).await, 1);
     assert!(service.count_requests_for(payment.id()).await >= 2);
@@ -27,13 +27,13 @@ async fn pay_and_recover(card: &str) {
     let customer = service.customer().await;
     let order = customer.places_an_order().await;
 
-    let accepted = order.pay(card).await.is(202);
+    let accepted = order.pay(card).await.assert_status(202);
     let payment = accepted.json();
     assert_eq!((&payment["status"], &payment["failure_reason"]), (&json!("processing"), &Value::Null));
     assert_eq!(accepted.header("location"), Some(format!("/v1/payments/{}", accepted.id()).as_str()));
 
-    order.becomes("paid").await;
-    let payment = customer.get(format!("/v1/payments/{}", accepted.id())).await.is(200).json();
+    order.wait_until("paid").await;
+    let payment = customer.get(format!("/v1/payments/{}", accepted.id())).await.assert_status(200).json();
     assert_eq!(payment["status"], "succeeded");
     assert_eq!(charges(&service, accepted.id()).await, 1);
     service.invariants_hold().await;
@@ -61,7 +61,7 @@ async fn a_failing_gateway_is_retried_until_it_charges() {
     let order = service.customer().await.places_an_order().await;
     let response = order.pay("pm_card_error").await;
     assert!([201, 202].contains(&response.status), "{response}");
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     assert_eq!(charges(&service, response.id()).await, 1);
     service.invariants_hold().await;
 }
@@ -72,9 +72,9 @@ async fn a_webhook_settles_a_payment_during_its_request() {
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     service.gateway().release();
-    assert_eq!(attempt.response().await.is(201).text("status"), "succeeded");
+    assert_eq!(attempt.response().await.assert_status(201).text("status"), "succeeded");
     assert_eq!(
         service.metric("payments_total{outcome=\"succeeded\"}").await,
         1,
@@ -88,7 +88,7 @@ async fn a_webhook_settles_a_payment_without_polling() {
     let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     let order = service.customer().await.places_an_order().await;
     service.gateway().faults().set(Faults { webhooks: Webhooks::Late, ..Faults::default() });
-    let payment = order.pay("pm_card_timeout").await.is(202).id();
+    let payment = order.pay("pm_card_timeout").await.assert_status(202).id();
     let charge = service.charges_for(payment).await.remove(0);
     let event = Event::of_charge(&charge).unwrap();
     assert_eq!(service.gateway().deliver_webhook(&event).await.unwrap(), 204);
@@ -111,9 +111,9 @@ async fn a_payment_survives_a_crash_between_charge_and_settlement() {
     service.gateway().release();
     service.restart().await;
 
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     assert_eq!(charges(&service, payment).await, 1);
-    let repeated = retry.await.is(201);
+    let repeated = retry.await.assert_status(201);
     assert!(repeated.is_replayed());
     assert_eq!((repeated.id(), repeated.text("status")), (payment, "succeeded".to_owned()));
     service.invariants_hold().await;
@@ -140,7 +140,7 @@ async fn a_client_disconnect_does_not_cancel_the_charge() {
     .await;
 
     service.gateway().release();
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     assert_eq!(charges(&service, payment).await, 1);
     service.invariants_hold().await;
 }
@@ -151,9 +151,9 @@ async fn a_payment_at_its_deadline_responds_with_processing() {
         builder().setting("REQUEST_TIMEOUT_MS", "2500").setting("GATEWAY_TIMEOUT_MS", "2450").start().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let accepted = order.pay("pm_card_timeout").await.is(202);
+    let accepted = order.pay("pm_card_timeout").await.assert_status(202);
     assert_eq!(accepted.text("status"), "processing");
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     service.invariants_hold().await;
 }
 
@@ -166,7 +166,7 @@ async fn a_payment_past_its_deadline_moves_no_money() {
     let support = service.support().await;
     let lock = service.database().hold("lock table orders, payments in access exclusive mode").await;
     for request in [order.pay("pm_card_ok"), support.refund(paid, None)] {
-        let response = request.await.is_problem(503, "unavailable");
+        let response = request.await.assert_problem(503, "unavailable");
         assert!(response.header("retry-after").is_some(), "{response}");
     }
     lock.release().await;
@@ -195,7 +195,7 @@ async fn an_open_breaker_rejects_and_keeps_the_key_usable() {
     .await;
     let (order, request, response) = rejected;
 
-    let response = response.is_problem(503, "unavailable");
+    let response = response.assert_problem(503, "unavailable");
     let seconds: u64 = response.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=10).contains(&seconds), "{response}");
     assert_eq!(order.payments().await, NO_PAYMENTS, "nothing is stored");
@@ -240,7 +240,7 @@ async fn a_slow_gateway_does_not_starve_other_routes() {
         wait_until_charged(&service, order).await;
     }
 
-    let rejected = third.pay("pm_card_ok").await.is_problem(503, "unavailable");
+    let rejected = third.pay("pm_card_ok").await.assert_problem(503, "unavailable");
     assert_eq!(rejected.header("retry-after"), Some("1"));
     assert_eq!(third.payments().await, NO_PAYMENTS, "nothing is stored");
     customer.places_an_order().await;
@@ -248,9 +248,9 @@ async fn a_slow_gateway_does_not_starve_other_routes() {
 
     service.gateway().release();
     for attempt in waiting {
-        let _paid = attempt.response().await.is(201);
+        let _paid = attempt.response().await.assert_status(201);
     }
-    let _paid = third.pay("pm_card_ok").await.is(201);
+    let _paid = third.pay("pm_card_ok").await.assert_status(201);
     service.invariants_hold().await;
 }
 
@@ -260,9 +260,9 @@ async fn a_known_key_is_replayed_while_the_gateway_is_down() {
     let customer = service.customer().await;
     let paid = customer.places_an_order().await;
     let payment = paid.pay("pm_card_ok");
-    let first = payment.clone().await.is(201);
+    let first = payment.clone().await.assert_status(201);
     let refund = service.support().await.refund(first.id(), Some(100));
-    let refunded = refund.clone().await.is(201);
+    let refunded = refund.clone().await.assert_status(201);
     service.gateway().faults().set(Faults { error_rate: 1.0, ..Faults::default() });
     eventually("the breaker opens", async || {
         let order = customer.places_an_order().await;
@@ -270,7 +270,7 @@ async fn a_known_key_is_replayed_while_the_gateway_is_down() {
     })
     .await;
     for (request, first) in [(payment, first), (refund, refunded)] {
-        let replayed = request.await.is(201);
+        let replayed = request.await.assert_status(201);
         assert!(replayed.is_replayed());
         assert_eq!(replayed.text, first.text);
     }
@@ -294,7 +294,7 @@ async fn a_payment_is_not_charged_if_its_commit_is_unconfirmed() {
     })
     .await;
     service.database_proxy().interrupt();
-    let response = attempt.response().await.is_problem(503, "unavailable");
+    let response = attempt.response().await.assert_problem(503, "unavailable");
     assert!(response.header("retry-after").is_some(), "{response}");
     let sends =
         |service: &Service| service.gateway().requests().iter().filter(|sent| sent.method == "POST").count();
@@ -306,7 +306,7 @@ async fn a_payment_is_not_charged_if_its_commit_is_unconfirmed() {
         (response.status == 201).then_some(response)
     })
     .await;
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     assert_eq!(service.charges_for(paid.id()).await.len(), 1);
     service.invariants_hold().await;
 }

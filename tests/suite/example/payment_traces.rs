@@ -30,7 +30,7 @@ async fn the_gateway_call_has_the_trace_and_correlation_id() {
         .header("x-correlation-id", "a-checkout")
         .header("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"))
         .header("baggage", "secret=of-the-caller");
-    let payment = service.gateway_key(paying.await.is(201).id()).await.to_string();
+    let payment = service.gateway_key(paying.await.assert_status(201).id()).await.to_string();
 
     let requests = service.gateway().requests();
     let charge = requests.iter().find(|request| request.idempotency_key.as_ref() == Some(&payment)).unwrap();
@@ -40,7 +40,7 @@ async fn the_gateway_call_has_the_trace_and_correlation_id() {
     assert_eq!(settled[0]["trace_id"], trace);
     let line =
         |line: &Value| line["correlation_id"] == "a-checkout" && line["route"] == "/v1/orders/{id}/payments";
-    assert_eq!(service.logs_that("the request's line", line).await["trace_id"], trace);
+    assert_eq!(service.wait_for_log("the request's line", line).await["trace_id"], trace);
 }
 
 #[tokio::test]
@@ -50,7 +50,7 @@ async fn a_payment_is_one_trace_across_database_and_gateway() {
     // A webhook may arrive before the response, and then settles the payment in a trace of its own.
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let paid = order.pay("pm_card_ok").header("x-correlation-id", "a-checkout").await.is(201);
+    let paid = order.pay("pm_card_ok").header("x-correlation-id", "a-checkout").await.assert_status(201);
 
     let request = collector.wait_for_request(PAYMENTS, "a-checkout").await;
     assert_eq!(request.name, "POST /v1/orders/{id}/payments");
@@ -146,7 +146,7 @@ async fn recovery_and_webhooks_link_to_the_payments_trace() {
     let collector = Collector::start().await;
     let service = traced(&collector).await;
     let order = service.customer().await.places_an_order().await;
-    let _paid = order.pay("pm_card_ok").header("x-correlation-id", "with-webhook").await.is(201);
+    let _paid = order.pay("pm_card_ok").header("x-correlation-id", "with-webhook").await.assert_status(201);
     let began = collector.wait_for_request(PAYMENTS, "with-webhook").await;
     let webhook = collector
         .wait_for_span("the webhook", |span| {
@@ -159,7 +159,8 @@ async fn recovery_and_webhooks_link_to_the_payments_trace() {
 
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let unknown = order.pay("pm_card_timeout").header("x-correlation-id", "without-webhook").await.is(202);
+    let unknown =
+        order.pay("pm_card_timeout").header("x-correlation-id", "without-webhook").await.assert_status(202);
     let began = collector.wait_for_request(PAYMENTS, "without-webhook").await;
     let recovery = collector
         .wait_for_span("the recovery", |span| {
@@ -180,7 +181,8 @@ async fn recovery_and_webhooks_link_to_the_payments_trace() {
 #[tokio::test]
 async fn baggage_is_accepted_from_a_proxy_and_never_sent_on() {
     let collector = Collector::start().await;
-    let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
+    let service =
+        builder().with_traces_to(&collector).setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
     let order = service.customer().await.places_an_order().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let paid = order
@@ -188,7 +190,7 @@ async fn baggage_is_accepted_from_a_proxy_and_never_sent_on() {
         .header("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"))
         .header("baggage", "customer.tier=gold")
         .await
-        .is(201);
+        .assert_status(201);
     let requests = service.gateway().requests();
     let key = service.gateway_key(paid.id()).await.to_string();
     let charge = requests.iter().find(|request| request.idempotency_key.as_ref() == Some(&key)).unwrap();
@@ -204,14 +206,14 @@ async fn every_line_of_a_request_has_its_ids_and_user() {
     let _paid = order.pay("pm_card_error").header("x-correlation-id", "one-payment").await;
     // The task that carries out the payment logs this line. The request itself logs the access line.
     let failure = service
-        .logs_that("the gateway's failure", |line| {
+        .wait_for_log("the gateway's failure", |line| {
             line["correlation_id"] == "one-payment" && line["target"] == "app::slices::payments::gateway"
         })
         .await;
     // The webhook of this payment is another request with the same correlation id, so the route selects the access
     // line.
     let access = service
-        .logs_that("the access line", |line| {
+        .wait_for_log("the access line", |line| {
             line["correlation_id"] == "one-payment" && line["target"] == "access" && line["route"] == PAYMENTS
         })
         .await;
@@ -225,11 +227,11 @@ async fn every_line_of_a_request_has_its_ids_and_user() {
 #[tokio::test]
 async fn gateway_latency_has_exemplars_of_payment_traces() {
     let collector = Collector::start().await;
-    let service = builder().traced_by(&collector).start().await;
+    let service = builder().with_traces_to(&collector).start().await;
     // The first run of reconciliation also calls the gateway, and its exemplar would replace that of the payment.
     service.wait_for_first_work().await;
     let order = service.customer().await.places(&[(MUG, 1)]).await;
-    let _paid = order.pay("pm_card_ok").header("x-correlation-id", "an-example").await.is(201);
+    let _paid = order.pay("pm_card_ok").header("x-correlation-id", "an-example").await.assert_status(201);
     let request = collector.wait_for_request("/v1/orders/{id}/payments", "an-example").await;
     let page = openmetrics(&service).await;
     assert!(page.ends_with("# EOF\n"));

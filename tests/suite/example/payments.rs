@@ -28,7 +28,7 @@ async fn a_card_that_works_pays_the_order() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
 
-    let paid = order.pay("pm_card_ok").await.is(201);
+    let paid = order.pay("pm_card_ok").await.assert_status(201);
 
     let payment = paid.json();
     assert_eq!(payment["order_id"], json!(order.id));
@@ -52,7 +52,7 @@ async fn a_declined_payment_has_a_reason() {
         ("pm_card_fraud", "fraud_suspected"),
     ] {
         let order = customer.places_an_order().await;
-        let payment = customer.pays(&order, card).await.is(201).json();
+        let payment = customer.pays(&order, card).await.assert_status(201).json();
         assert_eq!((&payment["status"], &payment["failure_reason"]), (&json!("declined"), &json!(reason)));
         assert_eq!(order.status().await, "pending_payment");
         let counted = format!("payment_failures_total{{reason=\"{reason}\"}}");
@@ -66,7 +66,7 @@ async fn a_declined_payment_has_a_reason() {
 async fn a_card_that_the_gateway_does_not_know_fails_the_payment() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    let payment = order.pay("pm_card_from_another_gateway").await.is(201).json();
+    let payment = order.pay("pm_card_from_another_gateway").await.assert_status(201).json();
     assert_eq!(
         (&payment["status"], &payment["failure_reason"]),
         (&json!("failed"), &json!("gateway_rejected"))
@@ -79,7 +79,7 @@ async fn a_card_that_the_gateway_does_not_know_fails_the_payment() {
 async fn an_order_can_be_paid_with_another_card_after_a_decline() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    let _declined = order.pay("pm_card_declined").await.is(201);
+    let _declined = order.pay("pm_card_declined").await.assert_status(201);
     let payment = order.pay_successfully().await;
     assert_eq!(order.status().await, "paid");
     assert_eq!(charges(&service, payment).await, 1);
@@ -92,7 +92,7 @@ async fn an_order_is_paid_once() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
-    let _rejected = order.pay("pm_card_ok").await.is_problem(409, "conflict");
+    let _rejected = order.pay("pm_card_ok").await.assert_problem(409, "conflict");
     assert_eq!(order.payments().await, [payment]);
     service.invariants_hold().await;
 }
@@ -101,8 +101,8 @@ async fn an_order_is_paid_once() {
 async fn a_cancelled_order_is_not_paid() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    let _cancelled = order.cancel().await.is(200);
-    let _rejected = order.pay("pm_card_ok").await.is_problem(409, "conflict");
+    let _cancelled = order.cancel().await.assert_status(200);
+    let _rejected = order.pay("pm_card_ok").await.assert_problem(409, "conflict");
     assert_eq!(service.gateway().ledger().charges.len(), 0);
 }
 
@@ -115,11 +115,11 @@ async fn an_order_in_payment_rejects_cancellation_and_payment() {
     let attempt = order.pay("pm_card_ok").in_background();
     wait_until_charged(&service, &order).await;
 
-    let _rejected = order.cancel().await.is_problem(409, "conflict");
-    let _rejected = order.pay("pm_card_ok").await.is_problem(409, "conflict");
+    let _rejected = order.cancel().await.assert_problem(409, "conflict");
+    let _rejected = order.pay("pm_card_ok").await.assert_problem(409, "conflict");
 
     service.gateway().release();
-    let _paid = attempt.response().await.is(201);
+    let _paid = attempt.response().await.assert_status(201);
     service.invariants_hold().await;
 }
 
@@ -132,7 +132,7 @@ async fn twenty_concurrent_payments_of_one_order_charge_once() {
     for attempt in attempts {
         match attempt.response().await {
             response if response.status == 201 => paid += 1,
-            response => drop(response.is_problem(409, "conflict")),
+            response => drop(response.assert_problem(409, "conflict")),
         }
     }
     assert_eq!(paid, 1);
@@ -148,10 +148,10 @@ async fn a_payment_is_visible_to_its_customer_and_audited_staff() {
     let payment = order.pay_successfully().await;
     let path = format!("/v1/payments/{payment}");
 
-    assert_eq!(customer.get(&path).await.is(200).id(), payment);
-    let _foreign = service.customer().await.get(&path).await.is_problem(404, "not-found");
+    assert_eq!(customer.get(&path).await.assert_status(200).id(), payment);
+    let _foreign = service.customer().await.get(&path).await.assert_problem(404, "not-found");
     for staff in [service.support().await, service.admin().await] {
-        assert_eq!(staff.get(&path).await.is(200).id(), payment);
+        assert_eq!(staff.get(&path).await.assert_status(200).id(), payment);
         let read =
             format!("event_type = 'data_access' and resource = 'payments' and user_id = '{}'", staff.id);
         assert_eq!(service.audit_events(&read).await[0]["metadata"]["record_ids"], json!([payment]));
@@ -164,7 +164,7 @@ async fn the_audit_log_records_a_payments_start_and_settlement() {
     let customer = service.customer().await;
     let order = customer.places_an_order().await;
     let paying = order.pay("pm_card_ok").header("x-correlation-id", "checkout-7");
-    let payment = paying.await.is(201).id();
+    let payment = paying.await.assert_status(201).id();
     let events = service.audit_events(&format!("metadata -> 'record_ids' ? '{payment}'")).await;
     let action_and_id = |event: &Value| (event["action"].clone(), event["correlation_id"].clone());
     assert_eq!(
@@ -178,7 +178,7 @@ async fn a_payment_method_has_a_valid_form() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     for method in ["", "pm card ok", "pm_card_\u{e4}", &"x".repeat(256)] {
-        let _rejected = order.pay(method).await.is_invalid_at(&["/payment_method"]);
+        let _rejected = order.pay(method).await.assert_invalid_at(&["/payment_method"]);
     }
     assert_eq!(order.payments().await, NO_PAYMENTS);
 }
@@ -192,13 +192,13 @@ async fn a_retry_does_not_charge_again_after_its_row_is_lost() {
     service.database().back_up().await;
     service.restart().await;
     let request = order.pay("pm_card_ok");
-    let lost = request.clone().await.is(201);
+    let lost = request.clone().await.assert_status(201);
 
     service.terminate().await;
     service.database().restore().await;
     service.restart().await;
     assert_eq!(order.payments().await, NO_PAYMENTS);
-    let retried = request.clone().await.is(201);
+    let retried = request.clone().await.assert_status(201);
 
     assert!(!retried.is_replayed());
     assert_ne!(retried.id(), lost.id());
@@ -218,10 +218,10 @@ async fn a_retry_after_its_key_has_expired_finds_the_payment() {
     for (card, status) in [("pm_card_ok", "succeeded"), ("pm_card_declined", "declined")] {
         let order = customer.places_an_order().await;
         let request = order.pay(card);
-        let first = request.clone().await.is(201);
+        let first = request.clone().await.assert_status(201);
         // This simulates the sweeper, which deletes an idempotency key one day after its request is complete.
         service.database().execute("delete from idempotency_keys where scope <> 'gateway'").await;
-        let again = request.await.is(201);
+        let again = request.await.assert_status(201);
         assert!(again.is_replayed());
         assert_eq!((again.id(), again.text("status")), (first.id(), status.to_owned()));
         assert_eq!(order.payments().await, [first.id()]);
@@ -233,8 +233,8 @@ async fn a_retry_after_its_key_has_expired_finds_the_payment() {
 async fn another_key_after_a_decline_is_another_charge() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
-    let first = order.pay("pm_card_declined").await.is(201).id();
-    let second = order.pay("pm_card_declined").await.is(201).id();
+    let first = order.pay("pm_card_declined").await.assert_status(201).id();
+    let second = order.pay("pm_card_declined").await.assert_status(201).id();
     assert_ne!(service.gateway_key(first).await, service.gateway_key(second).await);
     assert_eq!(service.gateway().ledger().charges.len(), 2);
     service.invariants_hold().await;
@@ -265,7 +265,7 @@ async fn no_transaction_and_no_row_lock_is_open_during_a_gateway_call() {
         service.database().execute(lock).await;
     }
     service.gateway().release();
-    let _paid = attempt.response().await.is(201);
+    let _paid = attempt.response().await.assert_status(201);
     service.invariants_hold().await;
 }
 
@@ -294,7 +294,7 @@ async fn waiting_for_the_order_lock_does_not_shorten_the_lease() {
     let lease = service.database().number(lease).await;
     assert!(lease >= 1800 + 2, "{lease} s are less than three intervals from the end of the wait");
     service.gateway().release();
-    let _paid = attempt.response().await.is(201);
+    let _paid = attempt.response().await.assert_status(201);
     service.invariants_hold().await;
 }
 
@@ -303,7 +303,7 @@ async fn attempts_are_counted_and_committed_before_each_send() {
     let service = service_with_long_gateway_timeout().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let payment = order.pay("pm_card_flaky").await.is(201).id();
+    let payment = order.pay("pm_card_flaky").await.assert_status(201).id();
     let attempts = format!("select attempts::bigint from payments where id = '{payment}'");
     let sends = service.count_requests_for(payment).await;
     assert!(sends >= 2);
@@ -316,5 +316,5 @@ async fn attempts_are_counted_and_committed_before_each_send() {
     let attempts = format!("select attempts::bigint from payments where id = '{payment}'");
     assert_eq!(service.database().number(attempts).await, 1, "the attempt is committed before the response");
     service.gateway().release();
-    let _paid = attempt.response().await.is(201);
+    let _paid = attempt.response().await.assert_status(201);
 }

@@ -167,7 +167,7 @@ async fn a_second_charge_another_amount_and_another_result_are_found() {
     let service = start_reconciling().await;
     let customer = service.customer().await;
     let pays = async |card: &str| {
-        let payment = customer.places_an_order().await.pay(card).await.is(201).id();
+        let payment = customer.places_an_order().await.pay(card).await.assert_status(201).id();
         (payment, service.charges_for(payment).await.remove(0))
     };
     let (twice, charge) = pays("pm_card_ok").await;
@@ -190,7 +190,7 @@ async fn a_second_refund_and_a_refund_of_another_amount_are_found() {
     let service = start_reconciling().await;
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
     let support = service.support().await;
-    let refund = support.refund(payment, Some(500)).await.is(201).id();
+    let refund = support.refund(payment, Some(500)).await.assert_status(201).id();
     let gateway_refund = service.gateway().ledger().refunds.remove(0);
     service.gateway().record_refund(Refund { id: "re_second".to_owned(), ..gateway_refund.clone() }).unwrap();
     service
@@ -225,7 +225,7 @@ async fn a_payment_or_refund_that_the_gateway_does_not_have_is_found() {
     let service = start_reconciling().await;
     wait_for_first_window(&service).await;
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
-    let refund = service.support().await.refund(payment, Some(500)).await.is(201).id();
+    let refund = service.support().await.refund(payment, Some(500)).await.assert_status(201).id();
     let (charge, gateway_refund) = (service.gateway_key(payment).await, service.gateway_key(refund).await);
     // The new keys are unknown to the gateway, and the gateway's charge and refund are unknown to the database.
     let lose = |table: &str, id: Uuid| {
@@ -252,7 +252,7 @@ async fn a_charge_missing_in_the_listing_is_no_discrepancy() {
     wait_for_first_window(&service).await;
     service.gateway().faults().set(Faults { list_omit_rate: 1.0, ..no_webhooks() });
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
-    let refund = service.support().await.refund(payment, Some(500)).await.is(201).id();
+    let refund = service.support().await.refund(payment, Some(500)).await.assert_status(201).id();
     backdate_records(&service, payment, refund).await;
     compare_window(&service).await;
     assert_nothing_recorded(&service).await;
@@ -276,9 +276,9 @@ async fn an_unreliable_listing_gives_no_missed_or_false_discrepancy() {
     let customer = service.customer().await;
     let support = service.support().await;
     for card in ["pm_card_ok", "pm_card_declined", "pm_card_ok"] {
-        let paid = customer.places_an_order().await.pay(card).await.is(201);
+        let paid = customer.places_an_order().await.pay(card).await.assert_status(201);
         if paid.text("status") == "succeeded" {
-            let _refunded = support.refund(paid.id(), Some(100)).await.is(201);
+            let _refunded = support.refund(paid.id(), Some(100)).await.assert_status(201);
         }
     }
     for _ in 0..3 {
@@ -313,7 +313,11 @@ async fn the_window_finds_records_older_than_the_newest_minutes() {
 async fn an_unreadable_record_is_found_and_hides_no_other() {
     let service = start_reconciling().await;
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
-    service.gateway().faults().set(Faults { spoil_rate: 1.0, spoil: Malformation::Record, ..no_webhooks() });
+    service.gateway().faults().set(Faults {
+        malformation_rate: 1.0,
+        malformation: Malformation::Record,
+        ..no_webhooks()
+    });
     wait_until_recorded_once(&service, &[("unreadable charge", payment)]).await;
     assert_eq!(count_of_kind(&service, "unreadable").await, 1);
     assert!(completed(&service, "recent").await > 0);
@@ -324,20 +328,20 @@ async fn reconciliation_settles_payments_and_refunds_in_progress() {
     let service = reconciling().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let payment = order.pay("pm_card_timeout").await.is(202).id();
+    let payment = order.pay("pm_card_timeout").await.assert_status(202).id();
     let backdate_first_send = |table: &str, id: Uuid| {
         format!("update {table} set first_sent_at = now() - interval '1 minute' where id = '{id}'")
     };
     service.database().execute(backdate_first_send("payments", payment)).await;
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     assert_eq!(service.count_requests_for(payment).await, 1);
 
     let support = service.support().await;
     service.gateway().faults().set(Faults { cut_rate: 1.0, ..no_webhooks() });
-    let refund = support.refund(payment, Some(500)).await.is(202).id();
+    let refund = support.refund(payment, Some(500)).await.assert_status(202).id();
     service.gateway().faults().set(no_webhooks());
     service.database().execute(backdate_first_send("refunds", refund)).await;
-    order.becomes("partially_refunded").await;
+    order.wait_until("partially_refunded").await;
     assert_nothing_recorded(&service).await;
     service.invariants_hold().await;
 }
@@ -347,7 +351,7 @@ async fn reconciliation_settles_no_payment_with_two_charges() {
     let service = reconciling().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let payment = order.pay("pm_card_timeout").await.is(202).id();
+    let payment = order.pay("pm_card_timeout").await.assert_status(202).id();
     let charge = service.charges_for(payment).await.remove(0);
     service.gateway().record(Charge { id: "ch_second".to_owned(), ..charge }).unwrap();
     let backdate_first_send =

@@ -23,7 +23,7 @@ fn no_webhooks() -> Faults {
 async fn pay_during_outage(service: &Service, card: &str) -> (Order, Uuid) {
     service.gateway().faults().set(outage());
     let order = service.customer().await.places_an_order().await;
-    let payment = order.pay(card).await.is(202).id();
+    let payment = order.pay(card).await.assert_status(202).id();
     (order, payment)
 }
 
@@ -65,11 +65,12 @@ async fn a_charge_is_resent_with_identical_bytes_and_key() {
     let service = service().await;
     service.gateway().faults().set(outage());
     let order = service.customer().await.places_an_order().await;
-    let accepted = order.pay("pm_card_ok").header("x-correlation-id", "the-first-request").await.is(202);
+    let accepted =
+        order.pay("pm_card_ok").header("x-correlation-id", "the-first-request").await.assert_status(202);
     let key = service.gateway_key(accepted.id()).await.to_string();
     let sends_by_request = service.gateway().calls_for(&key);
     service.gateway().faults().set(no_webhooks());
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
 
     let sent = service.gateway().requests();
     let sent: Vec<_> = sent.iter().filter(|request| request.idempotency_key.as_ref() == Some(&key)).collect();
@@ -91,9 +92,9 @@ async fn a_cut_connection_does_not_repeat_the_charge() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     service.gateway().faults().set(Faults { cut_rate: 1.0, ..no_webhooks() });
-    let payment = order.pay("pm_card_ok").await.is(202).id();
+    let payment = order.pay("pm_card_ok").await.assert_status(202).id();
     service.gateway().faults().set(no_webhooks());
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     assert_eq!(service.charges_for(payment).await.len(), 1);
     service.invariants_hold().await;
 }
@@ -103,10 +104,10 @@ async fn a_known_charge_is_not_resent() {
     let service = service().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let payment = order.pay("pm_card_timeout").await.is(202).id();
+    let payment = order.pay("pm_card_timeout").await.assert_status(202).id();
     // From now on, a resend with the same key would create a second charge.
     service.gateway().expire_keys();
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     assert_eq!(service.charges_for(payment).await.len(), 1);
     service.invariants_hold().await;
 }
@@ -117,11 +118,11 @@ async fn recovery_skips_payments_that_a_request_processes() {
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
-    let payment = order.pay("pm_card_ok").await.is(202).id();
+    let payment = order.pay("pm_card_ok").await.assert_status(202).id();
     assert_eq!(polls_of(&service, payment).await, 0);
     assert_eq!(service.count_requests_for(payment).await, 1);
     service.gateway().release();
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     service.invariants_hold().await;
 }
 
@@ -164,7 +165,7 @@ async fn an_empty_response_never_fails_a_refund() {
     let paid = order.pay_successfully().await;
     let support = service.support().await;
     service.gateway().faults().set(outage());
-    let refund = support.refund(paid, Some(500)).await.is(202).id();
+    let refund = support.refund(paid, Some(500)).await.assert_status(202).id();
     backdate_first_send(&service, "refunds", refund, "3 days").await;
     service.gateway().faults().set(no_webhooks());
     let sent = service.count_requests_for(refund).await;
@@ -196,7 +197,7 @@ async fn recovery_does_not_fail_a_payment_on_a_rejection() {
     assert_eq!(open["status"], "processing");
     let attempts = usize::try_from(open["attempts"].as_i64().unwrap()).unwrap();
     assert!(attempts >= sent, "{attempts} attempts are counted, and {sent} were sent");
-    let _still_taken = order.pay("pm_card_ok").await.is_problem(409, "conflict");
+    let _still_taken = order.pay("pm_card_ok").await.assert_problem(409, "conflict");
     service.invariants_hold().await;
 }
 
@@ -275,7 +276,7 @@ async fn a_payment_that_needs_review_is_still_settled() {
     assert!(service.metric("payment_oldest_processing_seconds").await >= 1);
 
     service.gateway().faults().set(no_webhooks());
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     eventually("nothing needs review", async || (service.metric("payments_parked").await == 0).then_some(()))
         .await;
     service.invariants_hold().await;

@@ -17,7 +17,7 @@ async fn a_paid_order(service: &Service) -> (Order, Uuid, User) {
 
 /// Returns a payment's status and its refunded amount.
 async fn payment(support: &User, id: Uuid) -> (String, i64) {
-    let payment = support.get(format!("/v1/payments/{id}")).await.is(200);
+    let payment = support.get(format!("/v1/payments/{id}")).await.assert_status(200);
     (payment.text("status"), payment.json()["refunded_amount"].as_i64().unwrap())
 }
 
@@ -31,7 +31,7 @@ async fn a_payment_is_refunded_in_parts() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
 
-    let first = support.refund(id, Some(580)).await.is(201).json();
+    let first = support.refund(id, Some(580)).await.assert_status(201).json();
     assert_eq!(first["payment_id"], json!(id));
     assert_eq!(
         (&first["status"], &first["amount"], &first["currency"]),
@@ -40,16 +40,16 @@ async fn a_payment_is_refunded_in_parts() {
     assert_eq!(payment(&support, id).await, ("partially_refunded".to_owned(), 580));
     assert_eq!(order.status().await, "partially_refunded");
 
-    let _second = support.refund(id, Some(1000)).await.is(201);
+    let _second = support.refund(id, Some(1000)).await.assert_status(201);
     assert_eq!(payment(&support, id).await, ("partially_refunded".to_owned(), 1580));
 
-    let rest = support.refund(id, None).await.is(201).json();
+    let rest = support.refund(id, None).await.assert_status(201).json();
     assert_eq!((&rest["status"], &rest["amount"]), (&json!("succeeded"), &json!(1000)));
     assert_eq!(payment(&support, id).await, ("refunded".to_owned(), 2580));
     assert_eq!(order.status().await, "refunded");
 
-    let _nothing_left = support.refund(id, None).await.is_problem(409, "conflict");
-    let _nothing_left = support.refund(id, Some(1)).await.is_problem(409, "conflict");
+    let _nothing_left = support.refund(id, None).await.assert_problem(409, "conflict");
+    let _nothing_left = support.refund(id, Some(1)).await.assert_problem(409, "conflict");
     assert_eq!(refunded_total(&service), 2580);
     service.invariants_hold().await;
 }
@@ -58,7 +58,7 @@ async fn a_payment_is_refunded_in_parts() {
 async fn a_refund_without_an_amount_refunds_everything() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
-    let refund = support.refund(id, None).await.is(201).json();
+    let refund = support.refund(id, None).await.assert_status(201).json();
     assert_eq!((&refund["status"], &refund["amount"]), (&json!("succeeded"), &json!(2580)));
     assert_eq!(payment(&support, id).await, ("refunded".to_owned(), 2580));
     assert_eq!(order.status().await, "refunded");
@@ -69,12 +69,12 @@ async fn a_refund_without_an_amount_refunds_everything() {
 async fn refunds_never_exceed_the_payment() {
     let service = service().await;
     let (_, id, support) = a_paid_order(&service).await;
-    let _too_much = support.refund(id, Some(2581)).await.is_invalid_at(&["/amount"]);
-    let _far_too_much = support.refund(id, Some(i64::MAX)).await.is_invalid_at(&["/amount"]);
-    let _nothing = support.refund(id, Some(0)).await.is_invalid_at(&["/amount"]);
-    let _less_than_nothing = support.refund(id, Some(-1)).await.is_invalid_at(&["/amount"]);
-    let _part = support.refund(id, Some(2000)).await.is(201);
-    let _more_than_the_rest = support.refund(id, Some(581)).await.is_problem(409, "conflict");
+    let _too_much = support.refund(id, Some(2581)).await.assert_invalid_at(&["/amount"]);
+    let _far_too_much = support.refund(id, Some(i64::MAX)).await.assert_invalid_at(&["/amount"]);
+    let _nothing = support.refund(id, Some(0)).await.assert_invalid_at(&["/amount"]);
+    let _less_than_nothing = support.refund(id, Some(-1)).await.assert_invalid_at(&["/amount"]);
+    let _part = support.refund(id, Some(2000)).await.assert_status(201);
+    let _more_than_the_rest = support.refund(id, Some(581)).await.assert_problem(409, "conflict");
     assert_eq!(refunded_total(&service), 2000);
     service.invariants_hold().await;
 }
@@ -88,7 +88,7 @@ async fn twenty_refunds_at_once_never_exceed_the_payment() {
     for refund in refunds {
         match refund.response().await {
             response if response.status == 201 => accepted += 1,
-            response => drop(response.is_problem(409, "conflict")),
+            response => drop(response.assert_problem(409, "conflict")),
         }
     }
     assert_eq!(accepted, 5, "five refunds of 500 fit into the payment of 2580");
@@ -114,18 +114,18 @@ async fn only_charged_payments_can_be_refunded() {
     let service = service().await;
     service.disable_webhooks();
     let (customer, support) = (service.customer().await, service.support().await);
-    let declined = customer.places_an_order().await.pay("pm_card_declined").await.is(201).id();
-    let _rejected = support.refund(declined, None).await.is_problem(409, "conflict");
+    let declined = customer.places_an_order().await.pay("pm_card_declined").await.assert_status(201).id();
+    let _rejected = support.refund(declined, None).await.assert_problem(409, "conflict");
 
     let order = customer.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").in_background();
     let processing = order.wait_for_payment().await;
-    let _rejected = support.refund(processing, None).await.is_problem(409, "conflict");
+    let _rejected = support.refund(processing, None).await.assert_problem(409, "conflict");
     service.gateway().release();
-    let _paid = attempt.response().await.is(201);
+    let _paid = attempt.response().await.assert_status(201);
 
-    let _rejected = support.refund(Uuid::now_v7(), None).await.is_problem(404, "not-found");
+    let _rejected = support.refund(Uuid::now_v7(), None).await.assert_problem(404, "not-found");
     service.invariants_hold().await;
 }
 
@@ -147,12 +147,12 @@ async fn a_failed_refund_releases_its_amount() {
         .unwrap();
     assert_eq!(response.status(), 201);
 
-    let failed = support.refund(id, Some(1000)).await.is(201);
+    let failed = support.refund(id, Some(1000)).await.assert_status(201);
     assert_eq!(failed.text("status"), "failed");
     assert_eq!(payment(&support, id).await, ("succeeded".to_owned(), 0));
     assert_eq!(order.status().await, "paid");
     // The gateway can still refund 5.80 EUR of the charge, because the failed refund has refunded nothing.
-    let rest = support.refund(id, Some(580)).await.is(201);
+    let rest = support.refund(id, Some(580)).await.assert_status(201);
     assert_eq!(rest.text("status"), "succeeded");
     assert_eq!(payment(&support, id).await, ("partially_refunded".to_owned(), 580));
 }
@@ -167,16 +167,16 @@ async fn polling_settles_a_refund_of_unknown_outcome_once() {
         ..Faults::default()
     });
     let request = support.refund(id, Some(1000));
-    let refund = request.clone().await.is(202);
+    let refund = request.clone().await.assert_status(202);
     assert_eq!(refund.text("status"), "processing");
     // The amount of a refund in progress is reserved and cannot be refunded again.
-    let _reserved = support.refund(id, Some(2000)).await.is_problem(409, "conflict");
+    let _reserved = support.refund(id, Some(2000)).await.assert_problem(409, "conflict");
     assert_eq!(payment(&support, id).await.1, 0, "the amount is not refunded yet");
 
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
-    order.becomes("partially_refunded").await;
+    order.wait_until("partially_refunded").await;
     assert_eq!(payment(&support, id).await, ("partially_refunded".to_owned(), 1000));
-    let repeated = request.await.is(201);
+    let repeated = request.await.assert_status(201);
     assert!(repeated.is_replayed());
     assert_eq!((repeated.id(), repeated.text("status")), (refund.id(), "succeeded".to_owned()));
     assert_eq!(refunded_total(&service), 1000);
@@ -200,8 +200,8 @@ async fn a_refund_survives_a_crash_before_its_settlement() {
     service.gateway().release();
     service.restart().await;
 
-    order.becomes("refunded").await;
-    assert!(retry.await.is(201).is_replayed());
+    order.wait_until("refunded").await;
+    assert!(retry.await.assert_status(201).is_replayed());
     assert_eq!(refunded_total(&service), 2580);
     service.invariants_hold().await;
 }
@@ -212,9 +212,9 @@ async fn a_webhook_settles_a_refund_during_its_request() {
     let (order, id, support) = a_paid_order(&service).await;
     service.gateway().hold_responses();
     let attempt = support.refund(id, None).in_background();
-    order.becomes("refunded").await;
+    order.wait_until("refunded").await;
     service.gateway().release();
-    assert_eq!(attempt.response().await.is(201).text("status"), "succeeded");
+    assert_eq!(attempt.response().await.assert_status(201).text("status"), "succeeded");
     service.invariants_hold().await;
 }
 
@@ -228,7 +228,7 @@ async fn a_refund_is_not_started_while_the_gateway_is_down() {
         (customer.places_an_order().await.pay("pm_card_ok").await.status == 503).then_some(())
     })
     .await;
-    let rejected = support.refund(id, Some(1)).await.is_problem(503, "unavailable");
+    let rejected = support.refund(id, Some(1)).await.assert_problem(503, "unavailable");
     assert!(rejected.header("retry-after").is_some());
     assert_eq!(service.database().number("select count(*) from refunds").await, 0);
 }
@@ -241,9 +241,9 @@ async fn a_refund_has_a_reason_of_at_most_500_characters() {
         let refund = json!({ "amount": 1, "reason": reason });
         support.post(format!("/v1/payments/{id}/refunds")).json(&refund).new_key()
     };
-    let _refunded = with_reason(&"\u{e4}".repeat(500)).await.is(201);
-    let _too_long = with_reason(&"x".repeat(501)).await.is_invalid_at(&["/reason"]);
-    let _unstorable = with_reason("\u{0}").await.is_invalid_at(&["/reason"]);
+    let _refunded = with_reason(&"\u{e4}".repeat(500)).await.assert_status(201);
+    let _too_long = with_reason(&"x".repeat(501)).await.assert_invalid_at(&["/reason"]);
+    let _unstorable = with_reason("\u{0}").await.assert_invalid_at(&["/reason"]);
     service.invariants_hold().await;
 }
 
@@ -253,7 +253,7 @@ async fn the_audit_log_records_a_refund_and_its_user() {
     // Without webhooks the request itself settles the refund, so both events name the support user.
     service.disable_webhooks();
     let (_, id, support) = a_paid_order(&service).await;
-    let refund = support.refund(id, Some(100)).await.is(201).id();
+    let refund = support.refund(id, Some(100)).await.assert_status(201).id();
     let events = service.audit_events(&format!("metadata -> 'record_ids' ? '{refund}'")).await;
     let action_and_user =
         |event: &Value| (event["action"].clone(), event["user_id"].clone(), event["role"].clone());
@@ -273,13 +273,13 @@ async fn a_retry_does_not_refund_again_after_its_row_is_lost() {
     service.database().back_up().await;
     service.restart().await;
     let request = support.refund(id, Some(1000));
-    let lost = request.clone().await.is(201);
+    let lost = request.clone().await.assert_status(201);
 
     service.terminate().await;
     service.database().restore().await;
     service.restart().await;
     assert_eq!(payment(&support, id).await, ("succeeded".to_owned(), 0));
-    let retried = request.await.is(201);
+    let retried = request.await.assert_status(201);
 
     assert_ne!(retried.id(), lost.id());
     assert_eq!(service.gateway().ledger().refunds.len(), 1);
@@ -293,9 +293,9 @@ async fn a_retry_after_its_key_has_expired_finds_the_refund() {
     let (_, id, support) = a_paid_order(&service).await;
     for amount in [Some(1000), None] {
         let request = support.refund(id, amount);
-        let first = request.clone().await.is(201);
+        let first = request.clone().await.assert_status(201);
         service.database().execute("delete from idempotency_keys where scope <> 'gateway'").await;
-        let again = request.await.is(201);
+        let again = request.await.assert_status(201);
         assert!(again.is_replayed());
         assert_eq!(again.id(), first.id());
     }
@@ -307,7 +307,7 @@ async fn a_retry_after_its_key_has_expired_finds_the_refund() {
 async fn constraints_keep_reserved_amounts_within_the_payment() {
     let service = service().await;
     let (_, id, support) = a_paid_order(&service).await;
-    let _part = support.refund(id, Some(1000)).await.is(201);
+    let _part = support.refund(id, Some(1000)).await.assert_status(201);
     for change in [
         "refund_reserved_amount = amount + 1",
         "refund_reserved_amount = refunded_amount - 1",
@@ -322,17 +322,17 @@ async fn constraints_keep_reserved_amounts_within_the_payment() {
 async fn a_resent_refund_keeps_the_amount_of_its_first_send() {
     let service = service().await;
     let (order, id, support) = a_paid_order(&service).await;
-    let _part = support.refund(id, Some(500)).await.is(201);
+    let _part = support.refund(id, Some(500)).await.assert_status(201);
     service.gateway().faults().set(Faults {
         error_rate: 1.0,
         webhooks: Webhooks::Never,
         ..Faults::default()
     });
-    let rest = support.refund(id, None).await.is(202);
+    let rest = support.refund(id, None).await.assert_status(202);
     let key = service.gateway_key(rest.id()).await.to_string();
     let sends_by_request = service.count_requests_for(rest.id()).await;
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
-    order.becomes("refunded").await;
+    order.wait_until("refunded").await;
 
     let sent = service.gateway().requests();
     let sent: Vec<_> = sent.iter().filter(|request| request.idempotency_key.as_ref() == Some(&key)).collect();
@@ -350,7 +350,7 @@ async fn a_second_gateway_refund_is_a_discrepancy() {
     let service = service().await;
     service.disable_webhooks();
     let (_, id, support) = a_paid_order(&service).await;
-    let refund = support.refund(id, Some(1000)).await.is(201).id();
+    let refund = support.refund(id, Some(1000)).await.assert_status(201).id();
     let made = service.gateway().ledger().refunds.remove(0);
     let event_of = |refund: &dev::example::gateway::Refund| Event::of_refund(refund).unwrap();
     assert_eq!(service.gateway().deliver_webhook(&event_of(&made)).await.unwrap(), 204);
@@ -385,7 +385,7 @@ async fn a_refund_is_not_sent_if_its_commit_is_unconfirmed() {
     })
     .await;
     service.database_proxy().interrupt();
-    let response = attempt.response().await.is_problem(503, "unavailable");
+    let response = attempt.response().await.assert_problem(503, "unavailable");
     assert!(response.header("retry-after").is_some(), "{response}");
     assert_eq!(
         service.gateway().ledger().refunds.len(),
@@ -394,7 +394,7 @@ async fn a_refund_is_not_sent_if_its_commit_is_unconfirmed() {
     );
 
     lock.release().await;
-    let refunded = request.send_until_final().await.is(201);
+    let refunded = request.send_until_final().await.assert_status(201);
     assert_eq!(refunded.text("status"), "succeeded");
     assert_eq!(refunded_total(&service), 1000);
     service.invariants_hold().await;
@@ -411,7 +411,7 @@ async fn an_http_rejection_keeps_the_amount_until_an_operator_ends_it() {
         webhooks: Webhooks::Never,
         ..Faults::default()
     });
-    let refund = support.refund(id, Some(2000)).await.is(202).id();
+    let refund = support.refund(id, Some(2000)).await.assert_status(202).id();
     let reserved = format!("select refund_reserved_amount from payments where id = '{id}'");
     assert_eq!(
         service.database().number(&reserved).await,
@@ -433,7 +433,7 @@ async fn an_http_rejection_keeps_the_amount_until_an_operator_ends_it() {
     assert_eq!(service.command(&end, &[]).await.code(), Some(1), "a settled refund cannot be ended again");
 
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
-    let _all = support.refund(id, None).await.is(201);
+    let _all = support.refund(id, None).await.assert_status(201);
     assert_eq!(refunded_total(&service), 2580);
     service.invariants_hold().await;
 }
@@ -443,6 +443,7 @@ async fn a_replay_of_a_refund_requires_the_role() {
     let service = service().await;
     let (customer, support) = (service.customer().await, service.support().await);
     let payment = customer.places_an_order().await.pay_successfully().await;
-    let _made = support.refund(payment, Some(1)).key("one-key").await.is(201);
-    let _not_replayed = customer.refund(payment, Some(1)).key("one-key").await.is_problem(403, "forbidden");
+    let _made = support.refund(payment, Some(1)).key("one-key").await.assert_status(201);
+    let _not_replayed =
+        customer.refund(payment, Some(1)).key("one-key").await.assert_problem(403, "forbidden");
 }

@@ -13,7 +13,7 @@ async fn duplicates_at_two_replicas_have_one_effect() {
     let one = service().await;
     let two = one.replica().await;
     let here = one.customer().await;
-    let there = two.serves(&here);
+    let there = two.user_through(&here);
     let order = here.places_an_order().await;
     let duplicates: Vec<_> = (0..20)
         .map(|n| {
@@ -27,9 +27,9 @@ async fn duplicates_at_two_replicas_have_one_effect() {
     for (payment, purchase) in duplicates {
         match payment.response().await {
             response if response.status == 201 => paid.push(response.text),
-            response => drop(response.is_problem(409, "request-under-way")),
+            response => drop(response.assert_problem(409, "request-under-way")),
         }
-        placed.push(purchase.response().await.is(201).text);
+        placed.push(purchase.response().await.assert_status(201).text);
     }
     for bodies in [&mut paid, &mut placed] {
         bodies.sort();
@@ -56,7 +56,7 @@ async fn another_replica_settles_payments_of_a_crashed_one() {
     let _cut_off = attempt.give_up().await;
     one.gateway().release();
 
-    let at_the_other_replica = two.serves(&order.customer);
+    let at_the_other_replica = two.user_through(&order.customer);
     eventually("the order is paid", async || {
         (at_the_other_replica.get(order.path()).await.text("status") == "paid").then_some(())
     })
@@ -67,8 +67,8 @@ async fn another_replica_settles_payments_of_a_crashed_one() {
 
 /// Places an order and pays it, and retries each request until it succeeds.
 async fn order_and_pay(customer: User, card: &'static str) {
-    let order = customer.orders(&[(MUG, 2)]).send_until_final().await.is(201).id();
-    let _paid_or_not = customer.pay(order, card).send_until_final().await.is(201);
+    let order = customer.orders(&[(MUG, 2)]).send_until_final().await.assert_status(201).id();
+    let _paid_or_not = customer.pay(order, card).send_until_final().await.assert_status(201);
 }
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn no_payment_is_lost_or_duplicated_under_combined_faults() {
     let cards =
         ["pm_card_ok", "pm_card_flaky", "pm_card_error", "pm_card_error_after_charge", "pm_card_declined"];
     let customers: Vec<_> = (0..45)
-        .map(|n| tokio::spawn(order_and_pay(services[n % 3].serves(&customer), cards[n % cards.len()])))
+        .map(|n| tokio::spawn(order_and_pay(services[n % 3].user_through(&customer), cards[n % cards.len()])))
         .collect();
 
     for killed in 0..3 {
@@ -132,8 +132,8 @@ async fn several_replicas_poll_once_for_each_payment() {
         attempts.push((order.pay("pm_card_timeout").in_background(), order));
     }
     for (attempt, order) in attempts {
-        let payment = one.gateway_key(attempt.response().await.is(202).id()).await.to_string();
-        order.becomes("paid").await;
+        let payment = one.gateway_key(attempt.response().await.assert_status(202).id()).await.to_string();
+        order.wait_until("paid").await;
         let poll = one
             .gateway()
             .requests()

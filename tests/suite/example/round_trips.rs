@@ -23,9 +23,9 @@ async fn order_routes_make_the_documented_number_of_round_trips() {
     service.disable_webhooks();
     let customer = service.customer().await;
     let order = customer.places_an_order().await;
-    let paid = order.pay("pm_card_ok").await.is(201);
+    let paid = order.pay("pm_card_ok").await.assert_status(201);
     let body = json!({ "items": [{ "product_id": MUG, "quantity": 1 }] });
-    let _placed = customer.post("/v1/orders").json(&body).key("again").await.is(201);
+    let _placed = customer.post("/v1/orders").json(&body).key("again").await.assert_status(201);
 
     let mut counted = Vec::new();
     for (route, status, _) in ROUND_TRIPS {
@@ -60,7 +60,7 @@ async fn a_404_costs_the_same_for_missing_and_foreign_orders() {
     let products = service.database().rows("select id from products where sku like 'MANY-%'").await;
     let items: Vec<_> =
         products.iter().map(|product| json!({ "product_id": product["id"], "quantity": 1 })).collect();
-    let placed = owner.post("/v1/orders").json(&json!({ "items": items })).new_key().await.is(201);
+    let placed = owner.post("/v1/orders").json(&json!({ "items": items })).new_key().await.assert_status(201);
 
     let rejected = async |id: Uuid| {
         let pay = json!({ "payment_method": "pm_card_ok" });

@@ -119,6 +119,6 @@ async fn the_gateway_call_needs_a_trusted_certificate_and_no_proxy() {
     let handshakes = tls.handshakes();
 
     let other = service.replica_with(&[("GATEWAY_URL", &*tls.url())]).await;
-    let _unknown = other.customer().await.places_an_order().await.pay("pm_card_ok").await.is(202);
+    let _unknown = other.customer().await.places_an_order().await.pay("pm_card_ok").await.assert_status(202);
     assert_eq!((tls.handshakes(), proxy.clients()), (handshakes, 0));
 }

@@ -17,11 +17,11 @@ async fn a_payment_in_flight_is_finished_before_the_service_ends() {
     order.wait_for_payment().await;
     service.signal(Signal::SIGTERM);
     service
-        .logs_that("the shutdown has begun", |line| line["message"] == "the service is shutting down")
+        .wait_for_log("the shutdown has begun", |line| line["message"] == "the service is shutting down")
         .await;
     service.gateway().release();
 
-    assert_eq!(attempt.response().await.is(201).text("status"), "succeeded");
+    assert_eq!(attempt.response().await.assert_status(201).text("status"), "succeeded");
     assert_eq!(service.wait_for_exit().await.code(), Some(0));
     service.invariants_hold().await;
 }
@@ -49,10 +49,11 @@ async fn a_payment_survives_a_panic_of_recovery() {
     let service = panics_at("recovery.leased").await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let _unknown = order.pay("pm_card_timeout").header("x-correlation-id", "unlucky").await.is(202);
+    let _unknown =
+        order.pay("pm_card_timeout").header("x-correlation-id", "unlucky").await.assert_status(202);
     let panic = the_only_panic(&service, "recovery.leased").await;
     assert_eq!(panic["correlation_id"], "unlucky", "the id of the request that began the payment");
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     service.invariants_hold().await;
 }
 
@@ -66,6 +67,6 @@ async fn a_payment_survives_a_panic_of_its_request() {
     assert!([202, 500].contains(&failed.status), "{failed}");
     let panic = the_only_panic(&service, "payment.settling").await;
     assert_eq!(panic["correlation_id"], "unlucky");
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     service.invariants_hold().await;
 }

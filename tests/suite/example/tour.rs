@@ -26,7 +26,7 @@ async fn the_tour_shows_what_a_run_prints() {
     let collector = Collector::start().await;
     let inbox = inbox().await;
     let service = builder()
-        .traced_by(&collector)
+        .with_traces_to(&collector)
         .setting("ALERT_WEBHOOK_URL", &format!("http://{}/service", inbox.address()))
         .setting("AUDIT_SEAL_INTERVAL_SECONDS", "1")
         .start()
@@ -39,14 +39,14 @@ async fn the_tour_shows_what_a_run_prints() {
     let before = counters(&service).await;
     let order = json!({ "items": [{ "product_id": MUG, "quantity": 2 }] });
     let order = customer.post(ORDERS).json(&order).key("tour-order").header("x-correlation-id", "tour-1");
-    let order = order.await.is(201);
+    let order = order.await.assert_status(201);
     outputs.insert("order", response(&order));
     let path = format!("{ORDERS}/{}/payments", order.id());
     let body = json!({ "payment_method": "pm_card_ok" });
     let pay = customer.post(&path).json(&body).key("tour-payment").header("x-correlation-id", "tour-2");
-    let paid = pay.clone().await.is(201);
+    let paid = pay.clone().await.assert_status(201);
     outputs.insert("payment", response(&paid));
-    let replayed = pay.await.is(201);
+    let replayed = pay.await.assert_status(201);
     assert_eq!(replayed.text, paid.text);
     outputs.insert("replay", head(&replayed));
     outputs.insert("gateway-request", gateway_request(&service));
@@ -75,7 +75,7 @@ async fn the_tour_shows_what_a_run_prints() {
     .await;
     outputs.insert(
         "seal",
-        log_line(&service.logs_that("the seal's line", |line| line["seal_number"] == seal).await),
+        log_line(&service.wait_for_log("the seal's line", |line| line["seal_number"] == seal).await),
     );
     let verified = service.command(&["audit", "verify"], &[]).await;
     outputs.insert("verify", verified.stdout);
@@ -84,7 +84,7 @@ async fn the_tour_shows_what_a_run_prints() {
     service.gateway().faults().set(Faults { error_rate: 1.0, error_status: 503, ..Faults::default() });
     let order = customer.places_an_order().await;
     let pay = order.pay("pm_card_ok").key("tour-outage").header("x-correlation-id", "tour-3");
-    let processing = pay.clone().await.is(202);
+    let processing = pay.clone().await.assert_status(202);
     outputs.insert("processing", response(&processing));
     let rejected = eventually("the breaker opens", async || {
         let order = customer.places_an_order().await;
@@ -93,7 +93,7 @@ async fn the_tour_shows_what_a_run_prints() {
     })
     .await;
     outputs.insert("rejected", response(&rejected));
-    let opened = service.logs_that("the breaker's line", |line| {
+    let opened = service.wait_for_log("the breaker's line", |line| {
         line["level"] == "WARN" && line["field.service"] == "payment_gateway"
     });
     outputs.insert(
@@ -109,12 +109,12 @@ async fn the_tour_shows_what_a_run_prints() {
 
     // The gateway works again.
     service.gateway().faults().clear();
-    order.becomes("paid").await;
-    let settled = service.logs_that("the settlement", |line| {
+    order.wait_until("paid").await;
+    let settled = service.wait_for_log("the settlement", |line| {
         line["correlation_id"] == "tour-3" && event(line)["action"] == "settle"
     });
     outputs.insert("recovered", log_line(&settled.await));
-    outputs.insert("recovered-replay", head(&pay.await.is(201)));
+    outputs.insert("recovered-replay", head(&pay.await.assert_status(201)));
 
     compare(&outputs);
 }
@@ -237,9 +237,11 @@ fn gateway_request(service: &Service) -> String {
 /// may be out of order.
 async fn log_lines(service: &Service, correlation_id: &str) -> String {
     let is_last = |line: &Value| line["correlation_id"] == correlation_id && line["route"] == PAYMENTS;
-    let last = service.logs_that("the request's line", is_last).await;
+    let last = service.wait_for_log("the request's line", is_last).await;
     let of_request = |line: &Value| line["request_id"] == last["request_id"];
-    service.logs_that("the settlement", |line| of_request(line) && event(line)["action"] == "settle").await;
+    service
+        .wait_for_log("the settlement", |line| of_request(line) && event(line)["action"] == "settle")
+        .await;
     let mut lines = service.logs();
     lines.retain(of_request);
     lines.sort_by_key(|line| line["timestamp"].to_string());

@@ -24,7 +24,7 @@ async fn normal_traffic_has_no_unexpected_response_or_violation() {
     })
     .await;
     let report = traffic.stop().await;
-    assert_eq!((report.unexpected, report.unanswered), (0, 0), "{report}\n{:#?}", report.samples);
+    assert_eq!((report.unexpected, report.without_response), (0, 0), "{report}\n{:#?}", report.samples);
 
     let orders = service.database().number("select count(*) from orders").await;
     assert!(u64::try_from(orders).unwrap() >= report.counts.orders, "{orders} orders are stored: {report}");

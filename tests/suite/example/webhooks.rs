@@ -42,7 +42,7 @@ fn charge_of(reference: Uuid) -> Charge {
 async fn order_without_outcome(service: &Service) -> (Order, Charge) {
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
-    let payment = order.pay("pm_card_timeout").await.is(202).id();
+    let payment = order.pay("pm_card_timeout").await.assert_status(202).id();
     (order, service.charges_for(payment).await.remove(0))
 }
 
@@ -60,7 +60,7 @@ async fn discrepancies(service: &Service, id: Uuid) -> Vec<Value> {
 async fn a_signed_event_settles_its_payment() {
     let service = service_without_polling().await;
     let (order, charge) = order_without_outcome(&service).await;
-    let _received = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
+    let _received = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.assert_status(204);
     assert_eq!(order.status().await, "paid");
     service.invariants_hold().await;
 }
@@ -95,10 +95,10 @@ async fn an_event_that_is_not_signed_by_the_gateway_changes_nothing() {
     ] {
         let rejected = request.await;
         assert_eq!(rejected.status, 400, "{what}: {rejected}");
-        let _rejected = rejected.is_problem(400, "bad-signature");
+        let _rejected = rejected.assert_problem(400, "bad-signature");
     }
     assert_eq!(order.status().await, "pending_payment");
-    let _genuine = signed().await.is(204);
+    let _genuine = signed().await.assert_status(204);
     assert_eq!(order.status().await, "paid");
 }
 
@@ -140,10 +140,10 @@ async fn a_malformed_timestamp_is_rejected() {
     ] {
         let response = deliver_now(&service, &event).header("webhook-timestamp", timestamp).await;
         assert_eq!(response.status, 400, "{timestamp:?}: {response}");
-        let _rejected = response.is_problem(400, "bad-signature");
+        let _rejected = response.assert_problem(400, "bad-signature");
     }
     assert_eq!(service.metric("panics_total").await, 0);
-    let _served = deliver_now(&service, &event).await.is(204);
+    let _served = deliver_now(&service, &event).await.assert_status(204);
 }
 
 #[tokio::test]
@@ -158,7 +158,7 @@ async fn one_valid_signature_suffices_during_a_rotation() {
         assert_eq!(response.status, 204, "{signatures}: {response}");
     }
     let response = delivery(&service, &event, at).header("webhook-signature", &format!("{bad} {bad}")).await;
-    let _rejected = response.is_problem(400, "bad-signature");
+    let _rejected = response.assert_problem(400, "bad-signature");
 }
 
 #[tokio::test]
@@ -168,10 +168,10 @@ async fn a_duplicate_event_is_applied_once() {
     let event = Event::of_charge(&charge).unwrap();
     let deliveries: Vec<_> = (0..10).map(|_| deliver_now(&service, &event).in_background()).collect();
     for delivery in deliveries {
-        let _received = delivery.response().await.is(204);
+        let _received = delivery.response().await.assert_status(204);
     }
     // A second event about the same charge is no discrepancy.
-    let _received = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
+    let _received = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.assert_status(204);
 
     assert_eq!(order.status().await, "paid");
     let payment = order.payments().await[0];
@@ -188,8 +188,8 @@ async fn a_second_event_with_the_same_id_is_ignored() {
     let (order, charge) = order_without_outcome(&service).await;
     let first = Event::new("something.else", &json!({})).unwrap();
     let second = Event { id: first.id.clone(), ..Event::of_charge(&charge).unwrap() };
-    let _received = deliver_now(&service, &first).await.is(204);
-    let _received = deliver_now(&service, &second).await.is(204);
+    let _received = deliver_now(&service, &first).await.assert_status(204);
+    let _received = deliver_now(&service, &second).await.assert_status(204);
     assert_eq!(order.status().await, "pending_payment");
 }
 
@@ -200,13 +200,13 @@ async fn an_event_after_the_response_changes_nothing() {
     let order = service.customer().await.places_an_order().await;
     let payment = order.pay_successfully().await;
     let charge = service.charges_for(payment).await.remove(0);
-    let _received = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
+    let _received = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.assert_status(204);
     assert_eq!(order.status().await, "paid");
     assert_eq!(discrepancies(&service, payment).await, [Value::Null; 0]);
 
     let support = service.support().await;
-    let _refunded = support.refund(payment, None).await.is(201);
-    let _late = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
+    let _refunded = support.refund(payment, None).await.assert_status(201);
+    let _late = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.assert_status(204);
     assert_eq!(order.status().await, "refunded", "an old event does not restore an old state");
     assert_eq!(discrepancies(&service, payment).await, [Value::Null; 0]);
     service.invariants_hold().await;
@@ -219,9 +219,10 @@ async fn an_event_that_contradicts_a_settlement_is_recorded() {
     let payment = order.pay_successfully().await;
     let charge = service.charges_for(payment).await.remove(0);
     let declined = Charge { status: ChargeStatus::Declined, ..charge };
-    let _received = deliver_now(&service, &Event::of_charge(&declined).unwrap()).await.is(204);
+    let _received = deliver_now(&service, &Event::of_charge(&declined).unwrap()).await.assert_status(204);
     let second_charge = charge_of(service.gateway_key(payment).await);
-    let _received = deliver_now(&service, &Event::of_charge(&second_charge).unwrap()).await.is(204);
+    let _received =
+        deliver_now(&service, &Event::of_charge(&second_charge).unwrap()).await.assert_status(204);
 
     assert_eq!(order.status().await, "paid");
     assert_eq!(discrepancies(&service, payment).await.len(), 2);
@@ -232,13 +233,15 @@ async fn an_event_that_contradicts_a_settlement_is_recorded() {
 async fn an_event_of_an_unknown_payment_is_recorded() {
     let service = service().await;
     let unknown = Uuid::now_v7();
-    let _received = deliver_now(&service, &Event::of_charge(&charge_of(unknown)).unwrap()).await.is(204);
+    let _received =
+        deliver_now(&service, &Event::of_charge(&charge_of(unknown)).unwrap()).await.assert_status(204);
     let recorded = discrepancies(&service, unknown).await;
     assert_eq!(recorded.len(), 1);
     assert_eq!(recorded[0]["result"], "failure");
 
     let refund = json!({ "id": "re_1", "reference": unknown, "charge_id": "ch_1", "status": "succeeded", "amount": 1 });
-    let _received = deliver_now(&service, &Event::new("refund.succeeded", &refund).unwrap()).await.is(204);
+    let _received =
+        deliver_now(&service, &Event::new("refund.succeeded", &refund).unwrap()).await.assert_status(204);
     assert_eq!(discrepancies(&service, unknown).await.len(), 2);
 }
 
@@ -252,11 +255,11 @@ async fn a_charge_of_another_amount_never_settles_a_payment() {
         Charge { amount: charge.amount - 1, ..charge.clone() },
         Charge { currency: "USD".to_owned(), ..charge.clone() },
     ] {
-        let _received = deliver_now(&service, &Event::of_charge(&wrong).unwrap()).await.is(204);
+        let _received = deliver_now(&service, &Event::of_charge(&wrong).unwrap()).await.assert_status(204);
         assert_eq!(order.status().await, "pending_payment");
     }
     assert_eq!(discrepancies(&service, payment).await.len(), 3);
-    let _received = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.is(204);
+    let _received = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.assert_status(204);
     assert_eq!(order.status().await, "paid");
     service.invariants_hold().await;
 }
@@ -268,10 +271,11 @@ async fn a_newer_gateways_fields_and_events_are_ignored() {
     let mut newer = serde_json::to_value(&charge).unwrap();
     newer["network"] = json!({ "name": "visa" });
     for kind in ["charge.disputed", "payout.paid", ""] {
-        let _received = deliver_now(&service, &Event::new(kind, &newer).unwrap()).await.is(204);
+        let _received = deliver_now(&service, &Event::new(kind, &newer).unwrap()).await.assert_status(204);
     }
     assert_eq!(order.status().await, "pending_payment");
-    let _received = deliver_now(&service, &Event::new("charge.succeeded", &newer).unwrap()).await.is(204);
+    let _received =
+        deliver_now(&service, &Event::new("charge.succeeded", &newer).unwrap()).await.assert_status(204);
     assert_eq!(order.status().await, "paid");
 }
 
@@ -285,7 +289,7 @@ async fn a_signed_message_that_is_no_event_is_a_bad_request() {
     for body in ["", "{", "[]", "null", r#"{"data":{}}"#] {
         let response = deliver_now(&service, &signed(body)).await;
         assert_eq!(response.status, 400, "{body}: {response}");
-        let _rejected = response.is_problem(400, "malformed-request");
+        let _rejected = response.assert_problem(400, "malformed-request");
     }
     assert_eq!(service.metric("panics_total").await, 0);
 }
@@ -361,7 +365,7 @@ async fn an_event_that_failed_is_applied_when_it_is_resent() {
     service
         .database()
         .execute("grant insert (id, timestamp, event_type, user_id, role, resource, action, result, ip_address, metadata, correlation_id, request_id, trace_id, service_version) on audit_events to app_runtime").await;
-    let _received = deliver_now(&service, &event).await.is(204);
+    let _received = deliver_now(&service, &event).await.assert_status(204);
     assert_eq!(order.status().await, "paid");
     service.invariants_hold().await;
 }
@@ -372,11 +376,11 @@ async fn an_event_has_the_correlation_id_of_its_request() {
     let order = service.customer().await.places_an_order().await;
     service.gateway().hold_responses();
     let attempt = order.pay("pm_card_ok").header("x-correlation-id", "checkout-8").in_background();
-    order.becomes("paid").await;
+    order.wait_until("paid").await;
     service.gateway().release();
-    let _paid = attempt.response().await.is(201);
+    let _paid = attempt.response().await.assert_status(201);
     service
-        .logs_that("the webhook's request is logged under the id", |line| {
+        .wait_for_log("the webhook's request is logged under the id", |line| {
             line["correlation_id"] == "checkout-8" && line["route"] == "/v1/gateway/events"
         })
         .await;

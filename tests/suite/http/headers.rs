@@ -9,7 +9,8 @@ use crate::{builder, service};
 async fn an_invalid_correlation_id_is_replaced() {
     let service = service().await;
     let correlation_id_for = async |id: &str| {
-        let response = service.anonymous().get("/nothing").header("x-correlation-id", id).await.is(404);
+        let response =
+            service.anonymous().get("/nothing").header("x-correlation-id", id).await.assert_status(404);
         let header = response.header("x-correlation-id").unwrap().to_owned();
         assert_eq!(response.text("correlation_id"), header);
         header
@@ -71,14 +72,15 @@ async fn only_configured_origins_are_allowed_by_cors() {
             .header("access-control-request-method", "POST")
             .header("access-control-request-headers", "authorization,content-type,idempotency-key")
     };
-    let allowed = preflight("https://shop.example").await.is(200);
+    let allowed = preflight("https://shop.example").await.assert_status(200);
     assert_eq!(allowed.header("access-control-allow-origin"), Some("https://shop.example"));
     let headers = allowed.header("access-control-allow-headers").unwrap().to_lowercase();
     assert!(headers.contains("idempotency-key") && headers.contains("authorization"), "{headers}");
     assert_eq!(allowed.header("access-control-allow-credentials"), None, "{allowed}");
     let other = preflight("https://evil.example").await;
     assert_eq!(other.header("access-control-allow-origin"), None, "{other}");
-    let rejected = service.anonymous().get("/v1/me").header("origin", "https://shop.example").await.is(401);
+    let rejected =
+        service.anonymous().get("/v1/me").header("origin", "https://shop.example").await.assert_status(401);
     assert_eq!(rejected.header("access-control-allow-origin"), Some("https://shop.example"));
     assert!(rejected.header("access-control-expose-headers").unwrap().contains("idempotency-replayed"));
 }
@@ -87,11 +89,11 @@ async fn only_configured_origins_are_allowed_by_cors() {
 async fn head_responds_like_get_without_a_body() {
     let service = service().await;
     let customer = service.customer().await;
-    let id = customer.creates().await.is(201).id();
+    let id = customer.creates().await.assert_status(201).id();
     let paths = ["/v1/me".to_owned(), PATH.to_owned(), format!("{PATH}/{id}"), "/openapi.json".to_owned()];
     for path in paths {
-        let head = customer.request(Method::HEAD, &path).await.is(200);
-        let get = customer.get(&path).await.is(200);
+        let head = customer.request(Method::HEAD, &path).await.assert_status(200);
+        let get = customer.get(&path).await.assert_status(200);
         assert_eq!(head.text, "", "{path}");
         assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
         assert_eq!(head.header("content-length"), get.header("content-length"), "{path}");

@@ -19,15 +19,15 @@ async fn a_slow_database_gives_503_until_it_is_fast_again() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let request = customer.creates();
-    let read = customer.lists().await.is_problem(503, "unavailable");
-    let write = request.clone().await.is_problem(503, "unavailable");
+    let read = customer.lists().await.assert_problem(503, "unavailable");
+    let write = request.clone().await.assert_problem(503, "unavailable");
     for rejected in [read, write] {
         assert!(rejected.header("retry-after").is_some(), "{rejected}");
         exposes_no_internals(&rejected);
     }
     held.release().await;
-    let _read = customer.lists().await.is(200);
-    assert!(!request.await.is(201).is_replayed());
+    let _read = customer.lists().await.assert_status(200);
+    assert!(!request.await.assert_status(201).is_replayed());
 }
 
 #[tokio::test]
@@ -41,12 +41,12 @@ async fn a_pool_without_a_free_connection_gives_503_for_a_while() {
     let held = service.database().lock(TABLE).await;
     let waiting = customer.lists().in_background();
     service.database().wait_for_blocked_statements(1).await;
-    let rejected = customer.get("/v1/me").await.is_problem(503, "unavailable");
+    let rejected = customer.get("/v1/me").await.assert_problem(503, "unavailable");
     assert!(rejected.header("retry-after").is_some());
     assert!(service.metric("db_connection_acquire_timeouts_total").await >= 1);
     held.release().await;
-    let _served = waiting.response().await.is(200);
-    let _recovered = customer.get("/v1/me").await.is(200);
+    let _served = waiting.response().await.assert_status(200);
+    let _recovered = customer.get("/v1/me").await.assert_status(200);
 }
 
 #[tokio::test]
@@ -54,10 +54,10 @@ async fn a_request_has_a_deadline() {
     let service = builder().with_a_deadline_of_ms(1000).start().await;
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
-    let late = customer.lists().await.is_problem(504, "timeout");
+    let late = customer.lists().await.assert_problem(504, "timeout");
     exposes_no_internals(&late);
     held.release().await;
-    let _recovered = customer.lists().await.is(200);
+    let _recovered = customer.lists().await.assert_status(200);
 }
 
 #[tokio::test]
@@ -69,10 +69,10 @@ async fn a_cancelled_request_has_no_later_effect() {
     let blocking = customer.lists().in_background();
     service.database().wait_for_blocked_statements(1).await;
     let request = customer.creates();
-    let _late = request.clone().await.is_problem(504, "timeout");
-    let _late = blocking.response().await.is_problem(504, "timeout");
+    let _late = request.clone().await.assert_problem(504, "timeout");
+    let _late = blocking.response().await.assert_problem(504, "timeout");
     held.release().await;
-    assert!(!request.await.is(201).is_replayed(), "the cancelled request had an effect");
+    assert!(!request.await.assert_status(201).is_replayed(), "the cancelled request had an effect");
 }
 
 #[tokio::test]
@@ -82,11 +82,11 @@ async fn an_overloaded_service_responds_503_at_once() {
     let held = service.database().lock(TABLE).await;
     let waiting = [(); 2].map(|()| customer.lists().in_background());
     service.database().wait_for_blocked_statements(2).await;
-    let rejected = service.anonymous().get("/problems").await.is_problem(503, "unavailable");
+    let rejected = service.anonymous().get("/problems").await.assert_problem(503, "unavailable");
     assert!(rejected.header("retry-after").is_some());
     held.release().await;
     for request in waiting {
-        let _served = request.response().await.is(200);
+        let _served = request.response().await.assert_status(200);
     }
 }
 
@@ -110,7 +110,7 @@ async fn a_429_has_a_retry_after() {
         let customer = service.customer().await;
         let (accepted, rejected) = send_until_rejected(customer.get("/v1/me")).await;
         assert!(accepted >= 7, "{setting}: only {accepted} requests of a burst of ten were accepted");
-        let rejected = rejected.is_problem(429, "too-many-requests");
+        let rejected = rejected.assert_problem(429, "too-many-requests");
         assert_eq!(rejected.header("retry-after"), Some("1"));
         let policy = if limits_address { "address" } else { "caller" };
         let value_of = |header: &str| rejected.header(header).unwrap_or_default().to_owned();
@@ -118,9 +118,10 @@ async fn a_429_has_a_retry_after() {
         assert_eq!(value_of("ratelimit-policy"), format!("\"{policy}\";q=10;w=10"), "{rejected}");
         let another_caller = service.anonymous().get("/problems");
         if limits_address {
-            let _rejected = send_until_rejected(another_caller).await.1.is_problem(429, "too-many-requests");
+            let _rejected =
+                send_until_rejected(another_caller).await.1.assert_problem(429, "too-many-requests");
         } else {
-            let _served = another_caller.await.is(200);
+            let _served = another_caller.await.assert_status(200);
         }
     }
 }
@@ -132,7 +133,7 @@ async fn headers_report_the_remaining_requests_of_each_limit() {
         .setting("RATE_LIMIT_ADDRESS_PER_SECOND", "20")
         .start()
         .await;
-    let response = service.customer().await.get("/v1/me").await.is(200);
+    let response = service.customer().await.get("/v1/me").await.assert_status(200);
     let value_of = |header: &str| {
         let values = response.headers.get_all(header).iter();
         values.map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
@@ -162,14 +163,16 @@ async fn a_client_cannot_evade_the_limit_by_a_forged_header() {
         .setting("TRUSTED_PROXIES", "127.0.0.0/8")
         .start()
         .await;
-    let _limited = send_until_rejected(from(&proxied, "x-forwarded-for", "192.0.2.1")).await.1.is(429);
-    let _another = from(&proxied, "x-forwarded-for", "192.0.2.2").await.is(200);
+    let _limited =
+        send_until_rejected(from(&proxied, "x-forwarded-for", "192.0.2.1")).await.1.assert_status(429);
+    let _another = from(&proxied, "x-forwarded-for", "192.0.2.2").await.assert_status(200);
     for forged in ["198.51.100.1, 192.0.2.1", "198.51.100.2, 192.0.2.1", "\"for=1\", 192.0.2.1"] {
-        let _forged_entry_is_ignored = from(&proxied, "x-forwarded-for", forged).await.is(429);
+        let _forged_entry_is_ignored = from(&proxied, "x-forwarded-for", forged).await.assert_status(429);
     }
-    let _limited = send_until_rejected(from(&proxied, "x-forwarded-for", "2001:db8::1")).await.1.is(429);
-    let _same_network = from(&proxied, "x-forwarded-for", "2001:db8::ffff").await.is(429);
-    let _another = from(&proxied, "x-forwarded-for", "2001:db8:0:1::1").await.is(200);
+    let _limited =
+        send_until_rejected(from(&proxied, "x-forwarded-for", "2001:db8::1")).await.1.assert_status(429);
+    let _same_network = from(&proxied, "x-forwarded-for", "2001:db8::ffff").await.assert_status(429);
+    let _another = from(&proxied, "x-forwarded-for", "2001:db8:0:1::1").await.assert_status(200);
 }
 
 #[tokio::test]
@@ -182,11 +185,11 @@ async fn the_client_address_comes_from_the_configured_header() {
             builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").setting("FORWARDED_HEADER", written);
         let service = service.start().await;
         let request = service.anonymous().get("/v1/me").header(written, line).header(other, forged);
-        let _rejected = request.header("authorization", "Bearer unknown").await.is(401);
+        let _rejected = request.header("authorization", "Bearer unknown").await.assert_status(401);
         let audited = service.audit_events("metadata ->> 'reason' = 'bad_token'").await;
         assert_eq!(audited[0]["ip_address"], "192.0.2.1", "{written}");
         let is_access_line = |line: &Value| line["target"] == "access" && line["route"] == "/v1/me";
-        let access = service.logs_that("the access line", is_access_line).await;
+        let access = service.wait_for_log("the access line", is_access_line).await;
         assert_eq!(access["client_address"], "192.0.2.1", "{written}");
     }
 }
@@ -265,14 +268,14 @@ async fn slow_requests_of_one_address_do_not_starve_others() {
     let from = |address: &str| customer.with_header("x-forwarded-for", address);
     let waiting = [(); 2].map(|()| from("192.0.2.1").get(dev::harness::PATH).in_background());
     service.database().wait_for_blocked_statements(2).await;
-    let rejected = from("192.0.2.1").get("/problems").await.is_problem(429, "too-many-requests");
+    let rejected = from("192.0.2.1").get("/problems").await.assert_problem(429, "too-many-requests");
     assert!(rejected.header("retry-after").is_some(), "{rejected}");
-    let _another_address = from("192.0.2.2").get("/problems").await.is(200);
+    let _another_address = from("192.0.2.2").get("/problems").await.assert_status(200);
     held.release().await;
     for request in waiting {
-        let _served = request.response().await.is(200);
+        let _served = request.response().await.assert_status(200);
     }
-    let _again = from("192.0.2.1").get("/problems").await.is(200);
+    let _again = from("192.0.2.1").get("/problems").await.assert_status(200);
 }
 
 #[tokio::test]
@@ -372,7 +375,7 @@ async fn too_large_or_too_many_headers_are_rejected() {
         connection.write(&format!("GET /problems HTTP/1.1\r\nhost: shop\r\n{headers}\r\n")).await;
         assert!(connection.read_until_closed().await.starts_with("HTTP/1.1 431"));
     }
-    let _others_are_served = service.anonymous().get("/problems").await.is(200);
+    let _others_are_served = service.anonymous().get("/problems").await.assert_status(200);
 }
 
 #[tokio::test]
@@ -389,7 +392,7 @@ async fn malformed_requests_are_counted_and_logged() {
         eventually("the request is counted", async || (service.metric(&series).await == 1).then_some(()))
             .await;
         let logged = service
-            .logs_that("the request is logged", |line| {
+            .wait_for_log("the request is logged", |line| {
                 line["message"] == "rejected a malformed request" && line["reason"] == reason
             })
             .await;

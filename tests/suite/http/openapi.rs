@@ -158,7 +158,7 @@ fn forbid_unknown_members(schema: &mut Value) {
 #[tokio::test]
 async fn the_document_is_openapi_3_1_and_served_as_it_is_printed() {
     let service = service().await;
-    let served = service.anonymous().get("/openapi.json").await.is(200).json();
+    let served = service.anonymous().get("/openapi.json").await.assert_status(200).json();
     assert!(served["openapi"].as_str().unwrap().starts_with("3.1."));
     assert_eq!(served, *DOCUMENT);
 }
@@ -167,7 +167,7 @@ async fn the_document_is_openapi_3_1_and_served_as_it_is_printed() {
 async fn the_documentation_page_loads_nothing_from_elsewhere() {
     let service = service().await;
     let anonymous = service.anonymous();
-    let page = anonymous.get("/docs/").await.is(200);
+    let page = anonymous.get("/docs/").await.assert_status(200);
     let policy = page.header("content-security-policy").unwrap();
     assert!(policy.starts_with("default-src 'self'"), "{policy}");
     assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
@@ -178,7 +178,7 @@ async fn the_documentation_page_loads_nothing_from_elsewhere() {
     assert!(!scripts.is_empty());
     for script in scripts {
         let path = format!("/docs/{}", script.trim_start_matches("./"));
-        let script = anonymous.get(&path).await.is(200);
+        let script = anonymous.get(&path).await.assert_status(200);
         assert!(script.header("content-type").unwrap().contains("javascript"), "{path}");
     }
     assert!(!page.text.contains("<script>"), "the policy would block an inline script");

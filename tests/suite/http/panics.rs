@@ -15,7 +15,7 @@ pub async fn panics_at(point: &str) -> Service {
 
 /// Checks that the service has panicked once, and has logged the panic in one line. Returns the line.
 pub async fn the_only_panic(service: &Service, point: &str) -> Value {
-    let line = service.logs_that("the panic", |line| line["target"] == "panic").await;
+    let line = service.wait_for_log("the panic", |line| line["target"] == "panic").await;
     assert_eq!(line["level"], "ERROR", "{line:#}");
     assert_eq!(line["message"], format!("panicked: a test injects a panic at {point}"), "{line:#}");
     assert!(line["location"].as_str().is_some_and(|location| location.contains("crash.rs")), "{line:#}");
@@ -33,7 +33,7 @@ async fn a_worker_that_panics_is_started_again_and_its_work_is_done() {
     service.customer().await;
     let panic = the_only_panic(&service, "seal.inserted").await;
     let ended = service
-        .logs_that("the end of the run", |line| {
+        .wait_for_log("the end of the run", |line| {
             line["message"] == "a worker's unit of work panicked or was cancelled"
         })
         .await;

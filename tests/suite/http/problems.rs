@@ -20,7 +20,7 @@ async fn an_unknown_path_gets_a_404_problem() {
     {
         let rejected = service.anonymous().get(path).await;
         assert_eq!(rejected.status, 404, "{path}: {rejected}");
-        let rejected = rejected.is_problem(404, "not-found");
+        let rejected = rejected.assert_problem(404, "not-found");
         assert_eq!(rejected.text("instance"), path);
         assert_eq!(rejected.header("x-correlation-id"), Some(rejected.text("correlation_id").as_str()));
     }
@@ -40,7 +40,7 @@ async fn a_405_lists_the_allowed_methods() {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         let rejected = service.anonymous().request(method.clone(), path).await;
         assert_eq!(rejected.status, 405, "{method} {path}: {rejected}");
-        let rejected = rejected.is_problem(405, "method-not-allowed");
+        let rejected = rejected.assert_problem(405, "method-not-allowed");
         let mut allow: Vec<_> = rejected.header("allow").unwrap().split(',').map(str::trim).collect();
         allow.sort_unstable();
         assert_eq!(allow, allowed, "{method} {path}");
@@ -68,7 +68,7 @@ async fn a_body_that_is_not_json_is_malformed() {
     ] {
         let rejected = create_with(&customer, body).await;
         assert_eq!(rejected.status, 400, "{:?}: {rejected}", String::from_utf8_lossy(body));
-        let _rejected = rejected.is_problem(400, "malformed-request");
+        let _rejected = rejected.assert_problem(400, "malformed-request");
     }
     assert_eq!(service.metric("panics_total").await, 0);
 }
@@ -84,14 +84,15 @@ async fn a_body_requires_a_json_media_type() {
         "Application/JSON",
         "application/merge-patch+json",
     ] {
-        let _placed = create_with(&customer, body.clone()).header("content-type", accepted).await.is(201);
+        let _placed =
+            create_with(&customer, body.clone()).header("content-type", accepted).await.assert_status(201);
     }
     for other in ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "json", ""] {
         let rejected = create_with(&customer, body.clone()).header("content-type", other).await;
-        let _rejected = rejected.is_problem(415, "unsupported-media-type");
+        let _rejected = rejected.assert_problem(415, "unsupported-media-type");
     }
     let rejected = create_with(&customer, body).without_header("content-type").await;
-    let _rejected = rejected.is_problem(415, "unsupported-media-type");
+    let _rejected = rejected.assert_problem(415, "unsupported-media-type");
 }
 
 #[tokio::test]
@@ -99,12 +100,12 @@ async fn a_client_that_does_not_accept_json_gets_406() {
     let service = service().await;
     let customer = service.customer().await;
     for accepted in ["*/*", "application/*", "application/json", "text/html, application/json;q=0.1"] {
-        let _served = customer.lists().header("accept", accepted).await.is(200);
+        let _served = customer.lists().header("accept", accepted).await.assert_status(200);
     }
     for other in ["text/html", "application/xml", "application/json;q=0", "image/*"] {
-        let _rejected = customer.lists().header("accept", other).await.is_problem(406, "not-acceptable");
+        let _rejected = customer.lists().header("accept", other).await.assert_problem(406, "not-acceptable");
     }
-    let _page = service.anonymous().get("/docs/").header("accept", "text/html").await.is(200);
+    let _page = service.anonymous().get("/docs/").header("accept", "text/html").await.assert_status(200);
 }
 
 #[tokio::test]
@@ -116,8 +117,9 @@ async fn an_oversized_body_is_rejected_with_or_without_length() {
         let padding = " ".repeat(bytes - text.len());
         text + &padding
     };
-    let _fits = create_with(&customer, body_of_length(65_536)).await.is(201);
-    let _too_large = create_with(&customer, body_of_length(65_537)).await.is_problem(413, "body-too-large");
+    let _fits = create_with(&customer, body_of_length(65_536)).await.assert_status(201);
+    let _too_large =
+        create_with(&customer, body_of_length(65_537)).await.assert_problem(413, "body-too-large");
 
     for (bytes, expected) in [(65_536, "HTTP/1.1 201"), (65_537, "HTTP/1.1 413"), (1_000_000, "HTTP/1.1 413")]
     {
@@ -171,7 +173,7 @@ async fn a_malformed_query_gets_400() {
     ] {
         let rejected = customer.get(format!("{PATH}?{query}")).await;
         assert_eq!(rejected.status, 400, "{query}: {rejected}");
-        let _rejected = rejected.is_problem(400, "malformed-request");
+        let _rejected = rejected.assert_problem(400, "malformed-request");
     }
 }
 
@@ -182,7 +184,7 @@ async fn an_invalid_id_gets_404() {
     for id in ["7", "me", "00000000-0000-0000-0000-00000000000g", "%00", "..%2f..%2fetc"] {
         let rejected = customer.get(format!("{PATH}/{id}")).await;
         assert_eq!(rejected.status, 404, "{id}: {rejected}");
-        let _rejected = rejected.is_problem(404, "not-found");
+        let _rejected = rejected.assert_problem(404, "not-found");
     }
 }
 
@@ -190,13 +192,13 @@ async fn an_invalid_id_gets_404() {
 async fn every_problem_type_has_its_page() {
     let service = service().await;
     let anonymous = service.anonymous();
-    let all = anonymous.get("/problems").await.is(200).json();
+    let all = anonymous.get("/problems").await.assert_status(200).json();
     let all = all["data"].as_array().unwrap();
     let statuses: BTreeSet<_> = all.iter().map(|kind| kind["status"].as_u64().unwrap()).collect();
     let expected = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 429, 500, 503, 504];
     assert_eq!(statuses.into_iter().collect::<Vec<_>>(), expected);
     for kind in all {
-        let page = anonymous.get(kind["type"].as_str().unwrap()).await.is(200).json();
+        let page = anonymous.get(kind["type"].as_str().unwrap()).await.assert_status(200).json();
         assert_eq!(&page, kind);
         assert!(page["about"].as_str().unwrap().len() > 20 && !page["title"].as_str().unwrap().is_empty());
     }
@@ -225,11 +227,11 @@ async fn an_internal_error_is_logged_and_hidden_from_the_caller() {
     let customer = service.customer().await;
     service.database().execute(format!("revoke select on {TABLE} from app_runtime")).await;
     let failed = customer.lists().header("x-correlation-id", "what-happened").await;
-    let failed = failed.is_problem(500, "internal-error");
+    let failed = failed.assert_problem(500, "internal-error");
     exposes_no_internals(&failed);
     assert_eq!(failed.text("correlation_id"), "what-happened");
     let cause = service
-        .logs_that("the cause is logged under the id", |line| {
+        .wait_for_log("the cause is logged under the id", |line| {
             line["level"] == "ERROR" && line["correlation_id"] == "what-happened"
         })
         .await;

@@ -88,7 +88,7 @@ async fn a_chain_without_the_last_head_raises_an_alert() {
     service.customer().await;
     wait_until_everything_is_sealed(&service).await;
     let head = service.database().number("select number from audit_seal_head").await;
-    service.logs_that("the process has logged the head", |line| line["seal_number"] == head).await;
+    service.wait_for_log("the process has logged the head", |line| line["seal_number"] == head).await;
     // The owner of the database deletes the whole chain of seals, and resets the head (the number and the hash of the
     // last seal). The tables are then consistent with each other, but contradict the head that the process has read.
     unseal(&service, "").await;
@@ -169,5 +169,5 @@ async fn an_unreachable_pager_delays_no_request() {
         (service.metric("alerts_sent_total{outcome=\"failed\"}").await > 0).then_some(())
     })
     .await;
-    let _listed = customer.lists().await.is(200);
+    let _listed = customer.lists().await.assert_status(200);
 }

@@ -97,7 +97,7 @@ impl Load {
     }
 
     /// Waits until [`REQUESTS`] more requests were served. Panics if a request has failed.
-    async fn goes_on(&self) {
+    async fn wait_until_more_served(&self) {
         let enough = self.served.load(Ordering::Relaxed) + REQUESTS;
         eventually("more requests are served", async || {
             assert_eq!(*self.failures.lock().unwrap(), [""; 0]);
@@ -137,7 +137,7 @@ async fn roll(services: &mut [Service], executable: &Path, balancer: &Balancer, 
         service.restart_as(executable).await;
         balancer.add(service);
         eventually("all three are ready", async || (balancer.ready() == 3).then_some(())).await;
-        load.goes_on().await;
+        load.wait_until_more_served().await;
     }
     load.repeat_all().await;
 }
@@ -261,20 +261,22 @@ async fn a_roll_forth_and_back_fails_no_request() {
     let (closed, closing) = watch::channel(false);
     let customers: Vec<_> = (0..CUSTOMERS)
         .map(|_| {
-            tokio::spawn(Arc::clone(&load).send_until_closed(balancer.serves(&customer), closing.clone()))
+            tokio::spawn(
+                Arc::clone(&load).send_until_closed(balancer.user_through(&customer), closing.clone()),
+            )
         })
         .collect();
-    load.goes_on().await;
+    load.wait_until_more_served().await;
 
     add_a_column_to_every_table(services[0].database(), "of_this_release").await;
-    load.goes_on().await;
+    load.wait_until_more_served().await;
     let locks = migrate(services[0].database()).await;
     println!("longest locks of the pending migrations, under load: {locks:?}");
     assert_eq!(too_long(&locks), [""; 0]);
-    load.goes_on().await;
+    load.wait_until_more_served().await;
     roll(&mut services, this, &balancer, &load).await;
     add_a_column_to_every_table(services[0].database(), "of_the_next_release").await;
-    load.goes_on().await;
+    load.wait_until_more_served().await;
     let of_this = scratch.path("of-this-release.jsonl.gz");
     export(this, &services[0], "2021-04-01", &of_this).await;
     roll(&mut services, &last, &balancer, &load).await;

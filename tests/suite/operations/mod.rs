@@ -93,7 +93,7 @@ async fn a_full_pool_does_not_fail_readiness() {
     }
     held.release().await;
     for request in acquired {
-        let _served = request.response().await.is(200);
+        let _served = request.response().await.assert_status(200);
     }
 }
 
@@ -101,14 +101,14 @@ async fn a_full_pool_does_not_fail_readiness() {
 async fn an_invalid_filter_is_rejected_and_its_expiry_is_audited() {
     let service = service().await;
     let (status, body) =
-        service.operate(Method::PUT, "/log-level", "{\"filter\":\"app=loud\"}").await.unwrap();
+        service.request_ops(Method::PUT, "/log-level", "{\"filter\":\"app=loud\"}").await.unwrap();
     let problem: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, &problem["errors"][0]["pointer"]), (422, &json!("/filter")), "{problem:#}");
     assert!(problem["errors"][0]["message"].as_str().is_some_and(|message| !message.is_empty()));
 
     let change = "{\"filter\":\"app=debug\",\"ttl_seconds\":1}";
-    assert_eq!(service.operate(Method::PUT, "/log-level", change).await.unwrap().0, 200);
-    service.logs_that("the change is logged", |line| line["message"] == "changed the log filter").await;
+    assert_eq!(service.request_ops(Method::PUT, "/log-level", change).await.unwrap().0, 200);
+    service.wait_for_log("the change is logged", |line| line["message"] == "changed the log filter").await;
     for action in ["change", "restore"] {
         let event = format!("event_type = 'configuration' and action = '{action}'");
         eventually("the change is audited", async || {
@@ -178,10 +178,10 @@ async fn a_request_is_counted_by_its_route_and_never_by_its_path() {
     let service = service().await;
     let anonymous = service.anonymous();
     let customer = service.customer().await;
-    let id = customer.creates().await.is(201).id().to_string();
-    let _served = customer.get(format!("{PATH}/{id}")).await.is(200);
-    let _unknown = anonymous.get("/v1/somewhere/else").await.is(404);
-    let _brewed = anonymous.request(Method::from_bytes(b"BREW").unwrap(), "/coffee").await.is(404);
+    let id = customer.creates().await.assert_status(201).id().to_string();
+    let _served = customer.get(format!("{PATH}/{id}")).await.assert_status(200);
+    let _unknown = anonymous.get("/v1/somewhere/else").await.assert_status(404);
+    let _brewed = anonymous.request(Method::from_bytes(b"BREW").unwrap(), "/coffee").await.assert_status(404);
     let metrics = service.metrics().await;
     for series in [
         &format!("http_requests_total{{method=\"GET\",path=\"{ROUTE}\",status=\"200\"}} 1"),

@@ -21,14 +21,15 @@ async fn exports_go_to_a_collector_whose_authority_is_trusted() {
     let tls = TlsProxy::to(&Url::parse(&collector.endpoint()).unwrap(), Preamble::Nothing).await;
     for protocol in ["grpc", "http/protobuf"] {
         let service = builder()
-            .logged_by(&collector)
+            .with_logs_to(&collector)
             .setting("OTEL_EXPORTER_OTLP_ENDPOINT", &tls.url())
             .setting("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
             .setting("SSL_CERT_FILE", tls.authority())
             .start()
             .await;
         let id = protocol.replace('/', "-");
-        let _listed = service.customer().await.lists().header("x-correlation-id", &id).await.is(200);
+        let _listed =
+            service.customer().await.lists().header("x-correlation-id", &id).await.assert_status(200);
         collector.wait_for_request(PATH, &id).await;
         let is_logged = |record: &Record| record.attributes.get("correlation_id") == Some(&json!(id));
         collector.wait_for_record("the access line", is_logged).await;
@@ -41,7 +42,7 @@ async fn spans_do_not_go_to_a_collector_whose_authority_is_unknown() {
     let tls = TlsProxy::to(&Url::parse(&collector.endpoint()).unwrap(), Preamble::Nothing).await;
     for protocol in ["grpc", "http/protobuf"] {
         let service = builder()
-            .traced_by(&collector)
+            .with_traces_to(&collector)
             .setting("OTEL_EXPORTER_OTLP_ENDPOINT", &tls.url())
             .setting("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
             .start()
@@ -64,7 +65,7 @@ async fn the_databases_certificate_is_verified_with_ssl_cert_file() {
     url.set_query(Some("sslmode=verify-full"));
     let settings = [("DATABASE_URL", url.as_str()), ("SSL_CERT_FILE", tls.authority())];
     let replica = service.replica_with(&settings).await;
-    let _created = replica.customer().await.creates().await.is(201);
+    let _created = replica.customer().await.creates().await.assert_status(201);
     assert!(tls.handshakes() > 0);
 
     let unknown = [("DATABASE_URL", url.as_str()), ("DATABASE_STARTUP_WAIT_SECONDS", "1")];
@@ -118,14 +119,14 @@ async fn no_call_goes_through_a_proxy_of_the_environment() {
     for protocol in ["grpc", "http/protobuf"] {
         let service = proxy
             .set_in_environment(builder())
-            .traced_by(&collector)
+            .with_traces_to(&collector)
             .setting("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
             .setting("ALERT_WEBHOOK_URL", &pager.url)
             .start()
             .await;
         let id = protocol.replace('/', "-");
         let customer = service.customer().await;
-        let _listed = customer.lists().header("x-correlation-id", &id).await.is(200);
+        let _listed = customer.lists().header("x-correlation-id", &id).await.assert_status(200);
         collector.wait_for_request(PATH, &id).await;
         service.database().execute("revoke insert on audit_events from app_runtime").await;
         assert_eq!(customer.creates().await.status, 500);

@@ -9,10 +9,10 @@ async fn a_session_is_valid_and_ends_at_every_replica() {
     let one = service().await;
     let two = one.replica().await;
     let here = one.customer().await;
-    let there = two.serves(&here);
-    let _known = there.get("/v1/me").await.is(200);
-    let _logged_out = there.delete("/v1/sessions/current").await.is(204);
-    let _ended = here.get("/v1/me").await.is(401);
+    let there = two.user_through(&here);
+    let _known = there.get("/v1/me").await.assert_status(200);
+    let _logged_out = there.delete("/v1/sessions/current").await.assert_status(204);
+    let _ended = here.get("/v1/me").await.assert_status(401);
 }
 
 /// Sends requests until `closed` is true. Returns the number of expected responses, and every unexpected response.
@@ -44,7 +44,7 @@ async fn a_rolling_restart_under_load_fails_no_request() {
     all_ready().await;
     let (closed, closing) = watch::channel(false);
     let customers: Vec<_> = (0..6)
-        .map(|_| tokio::spawn(send_until_closed(balancer.serves(&customer), closing.clone())))
+        .map(|_| tokio::spawn(send_until_closed(balancer.user_through(&customer), closing.clone())))
         .collect();
 
     for service in &mut services {

@@ -36,11 +36,11 @@ async fn a_request_in_flight_is_finished_before_the_service_ends() {
     service.database().wait_for_blocked_statements(1).await;
     service.signal(Signal::SIGTERM);
     service
-        .logs_that("the shutdown has begun", |line| line["message"] == "the service is shutting down")
+        .wait_for_log("the shutdown has begun", |line| line["message"] == "the service is shutting down")
         .await;
     held.release().await;
 
-    let _created = attempt.response().await.is(201);
+    let _created = attempt.response().await.assert_status(201);
     assert_eq!(service.wait_for_exit().await.code(), Some(0));
 }
 
@@ -54,7 +54,7 @@ async fn readiness_fails_before_the_listeners_close() {
     })
     .await;
     assert_eq!((&body["status"], &body["checks"]["draining"]), (&json!("not_ready"), &json!("unhealthy")));
-    let _still_served = service.anonymous().get("/problems").await.is(200);
+    let _still_served = service.anonymous().get("/problems").await.assert_status(200);
     assert_eq!(service.wait_for_exit().await.code(), Some(0));
 }
 
@@ -124,7 +124,7 @@ async fn a_second_signal_ends_the_service_at_once() {
     let service = builder().setting("SHUTDOWN_GRACE_SECONDS", "20").start().await;
     service.signal(Signal::SIGTERM);
     service
-        .logs_that("the shutdown has begun", |line| line["message"] == "the service is shutting down")
+        .wait_for_log("the shutdown has begun", |line| line["message"] == "the service is shutting down")
         .await;
     service.signal(Signal::SIGTERM);
     let started = Instant::now();

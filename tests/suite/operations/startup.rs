@@ -235,7 +235,7 @@ async fn the_service_waits_for_a_late_database_and_logs_it() {
     };
     tokio::join!(service.restart(), start_database_later);
     assert!(service.logs().iter().any(|line| line["message"] == "waiting for the database"));
-    let _created = service.customer().await.creates().await.is(201);
+    let _created = service.customer().await.creates().await.assert_status(201);
 }
 
 #[tokio::test]
@@ -257,7 +257,7 @@ async fn a_database_that_goes_down_during_the_start_is_retried() {
         };
         let settings = [("MIGRATE_ON_START", migrates), ("DATABASE_MIGRATION_URL", owner.as_str())];
         let (started, ()) = tokio::join!(service.replica_with(&settings), interrupt_database);
-        let _created = started.customer().await.creates().await.is(201);
+        let _created = started.customer().await.creates().await.assert_status(201);
         started.terminate().await;
     }
 }
@@ -318,7 +318,7 @@ async fn a_service_does_not_start_on_a_database_without_its_schema() {
 async fn migrate_on_start_applies_the_migrations() {
     let service = builder().without_schema().setting("MIGRATE_ON_START", "true").start().await;
     let customer = service.customer().await;
-    assert_eq!(customer.lists().await.is(200).json()["data"], json!([]));
+    assert_eq!(customer.lists().await.assert_status(200).json()["data"], json!([]));
 }
 
 #[tokio::test]

@@ -21,18 +21,18 @@ const OPTIONAL_SERIES: [&str; 6] =
 /// A query of Prometheus, and the document, dashboard or rule that contains the query.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Query {
-    place: String,
+    source: String,
     text: String,
 }
 
 /// Returns a dashboard's query as Grafana sends it, without `offset 1d`, because the test has no older data.
-fn dashboard_query(place: String, text: &str) -> Query {
+fn dashboard_query(source: String, text: &str) -> Query {
     let text = text
         .replace("$job", ".+")
         .replace("$instance", ".+")
         .replace("$__rate_interval", "10s")
         .replace(" offset 1d", "");
-    Query { place, text }
+    Query { source, text }
 }
 
 fn dashboard_queries() -> Vec<Query> {
@@ -40,8 +40,8 @@ fn dashboard_queries() -> Vec<Query> {
     for (_, dashboard) in dashboards() {
         for panel in dashboard["panels"].as_array().unwrap() {
             for target in panel["targets"].as_array().into_iter().flatten() {
-                let place = format!("{} / {}", dashboard["title"], panel["title"]);
-                queries.push(dashboard_query(place, target["expr"].as_str().unwrap()));
+                let source = format!("{} / {}", dashboard["title"], panel["title"]);
+                queries.push(dashboard_query(source, target["expr"].as_str().unwrap()));
             }
         }
     }
@@ -56,7 +56,7 @@ fn runbook_queries() -> Vec<Query> {
         for block in text.split("```promql\n").skip(1) {
             let block = block.split("```").next().unwrap_or_default();
             queries.extend(block.lines().filter(|line| !line.trim().is_empty()).map(|line| Query {
-                place: path.file_name().unwrap().to_str().unwrap().to_owned(),
+                source: path.file_name().unwrap().to_str().unwrap().to_owned(),
                 text: line.trim().to_owned(),
             }));
         }
@@ -74,13 +74,13 @@ fn document_queries() -> Vec<Query> {
     let mut queries = Vec::new();
     for path in files("docs", "md") {
         let text = fs::read_to_string(&path).unwrap();
-        let place = path.file_name().unwrap().to_str().unwrap();
+        let source = path.file_name().unwrap().to_str().unwrap();
         for line in text.lines() {
             let code = line.split('`').skip(1).step_by(2);
             queries.extend(
                 code.filter(|code| QUERY_STARTS.iter().any(|start| code.starts_with(start)))
                     .filter(|code| code.contains(['(', '/']) && code.contains('_') && !code.contains("()`"))
-                    .map(|code| Query { place: place.to_owned(), text: code.to_owned() }),
+                    .map(|code| Query { source: source.to_owned(), text: code.to_owned() }),
             );
         }
     }
@@ -89,7 +89,7 @@ fn document_queries() -> Vec<Query> {
 
 fn rule_queries() -> Vec<Query> {
     let named = |rule: super::files::Rule| Query {
-        place: rule.alert.or(rule.record).unwrap_or_default(),
+        source: rule.alert.or(rule.record).unwrap_or_default(),
         text: rule.expr.replace(" offset 1d", ""),
     };
     rules().into_iter().map(named).collect()
@@ -123,7 +123,7 @@ async fn selectors(prometheus: &Server, query: &Query) -> Vec<Query> {
     let parsed = prometheus.query("api/v1/parse_query", &[("query", &query.text)]).await;
     let mut found = Vec::new();
     collect(&parsed["data"], &mut found);
-    found.into_iter().map(|text| Query { place: query.place.clone(), text }).collect()
+    found.into_iter().map(|text| Query { source: query.source.clone(), text }).collect()
 }
 
 /// Returns whether the result of a query has a value other than NaN.

@@ -61,8 +61,8 @@ async fn a_slow_statement_is_named() {
     })
     .await;
     held.release().await;
-    let _listed = request.response().await.is(200);
-    let line = service.logs_that("the slow statement", |line| line["message"] == "slow statement").await;
+    let _listed = request.response().await.assert_status(200);
+    let line = service.wait_for_log("the slow statement", |line| line["message"] == "slow statement").await;
     assert_eq!((&line["query"], &line["correlation_id"]), (&json!(LIST_STATEMENT), &json!("slow")));
     assert!(line["duration_ms"].as_u64().is_some_and(|duration| duration >= 500), "{line:#}");
 }
@@ -133,7 +133,7 @@ async fn log_files_separate_the_audit_log_and_are_rotated() {
         .start()
         .await;
     let request = service.customer().await.creates();
-    let _created = request.header("x-correlation-id", "filed").await.is(201);
+    let _created = request.header("x-correlation-id", "filed").await.assert_status(201);
     assert!(service.terminate().await.success());
 
     let of_request = |name: &str| {
@@ -153,15 +153,31 @@ async fn log_files_separate_the_audit_log_and_are_rotated() {
 }
 
 #[tokio::test]
+async fn a_restart_keeps_the_current_log_file() {
+    let directory = directory("restarted-log-files");
+    let mut service = builder()
+        .setting("LOG_DIRECTORY", directory.to_str().unwrap())
+        .setting("LOG_FILES_KEPT", "1")
+        .start()
+        .await;
+    let request = service.customer().await.creates();
+    let _created = request.header("x-correlation-id", "before").await.assert_status(201);
+    assert!(service.terminate().await.success());
+    service.restart().await;
+    assert!(service.terminate().await.success());
+    assert!(lines_in(&directory, "audit").iter().any(|line| line["correlation_id"] == "before"));
+}
+
+#[tokio::test]
 async fn the_log_level_cannot_silence_the_audit_log() {
     let service = service().await;
     let customer = service.customer().await;
     let change = json!({ "filter": "off" }).to_string();
-    let (status, body) = service.operate(Method::PUT, "/log-level", &change).await.unwrap();
+    let (status, body) = service.request_ops(Method::PUT, "/log-level", &change).await.unwrap();
     assert_eq!(status, 200, "{body}");
-    let _created = customer.creates().header("x-correlation-id", "silent").await.is(201);
+    let _created = customer.creates().header("x-correlation-id", "silent").await.assert_status(201);
     let mirrored = |line: &Value| line["correlation_id"] == "silent" && line["target"] == "audit";
-    let _mirrored = service.logs_that("the audit log line", mirrored).await;
+    let _mirrored = service.wait_for_log("the audit log line", mirrored).await;
     assert!(
         !service.logs().iter().any(|line| line["correlation_id"] == "silent" && line["target"] == "access")
     );
@@ -176,13 +192,13 @@ async fn level_checks_of_libraries_suppress_no_lines() {
     // enabled. Such a check must not suppress the next line of the service on the same thread.
     let change = json!({ "filter": "app=debug", "ttl_seconds": 600 }).to_string();
     for _ in 0..CHANGES {
-        let _served = customer.lists().await.is(200);
-        assert_eq!(service.operate(Method::PUT, "/log-level", &change).await.unwrap().0, 200);
+        let _served = customer.lists().await.assert_status(200);
+        assert_eq!(service.request_ops(Method::PUT, "/log-level", &change).await.unwrap().0, 200);
     }
     let short_change = json!({ "filter": "app=debug", "ttl_seconds": 1 }).to_string();
-    assert_eq!(service.operate(Method::PUT, "/log-level", &short_change).await.unwrap().0, 200);
+    assert_eq!(service.request_ops(Method::PUT, "/log-level", &short_change).await.unwrap().0, 200);
     let restored = |line: &Value| line["message"] == "restored the default log filter";
-    service.logs_that("the end is logged", restored).await;
+    service.wait_for_log("the end is logged", restored).await;
     let changed = service.logs().iter().filter(|line| line["message"] == "changed the log filter").count();
     assert_eq!(changed, CHANGES + 1, "every change is logged");
 }
@@ -190,11 +206,11 @@ async fn level_checks_of_libraries_suppress_no_lines() {
 #[tokio::test]
 async fn library_logs_are_filtered_and_have_the_same_format() {
     let service = builder().setting("RUST_LOG", "debug").start().await;
-    let _served = service.customer().await.lists().await.is(200);
+    let _served = service.customer().await.lists().await.assert_status(200);
     let foreign = |line: &Value| {
         !["app", "access", "audit"].iter().any(|target| line["target"].as_str().unwrap().starts_with(target))
     };
-    let line = service.logs_that("a library's line", foreign).await;
+    let line = service.wait_for_log("a library's line", foreign).await;
     assert!(line["message"].is_string() && line["service"].is_string(), "{line:#}");
     assert_libraries_quiet(&builder().setting("APP_ENV", "development").start().await).await;
 }
@@ -202,12 +218,12 @@ async fn library_logs_are_filtered_and_have_the_same_format() {
 #[tokio::test]
 async fn libraries_cannot_log_payloads() {
     let service = builder().setting("RUST_LOG", "trace").start().await;
-    let _created = service.customer().await.creates().await.is(201);
+    let _created = service.customer().await.creates().await.assert_status(201);
     let is_of_service = |line: &Value| {
         ["app", "access", "audit"].iter().any(|target| line["target"].as_str().unwrap().starts_with(target))
     };
     let _library_line = service
-        .logs_that("a debug line of a library", |line| line["level"] == "DEBUG" && !is_of_service(line))
+        .wait_for_log("a debug line of a library", |line| line["level"] == "DEBUG" && !is_of_service(line))
         .await;
     let payload_line =
         service.logs().into_iter().find(|line| line["level"] == "TRACE" && !is_of_service(line));
@@ -215,7 +231,8 @@ async fn libraries_cannot_log_payloads() {
 }
 
 async fn assert_libraries_quiet(service: &Service) {
-    let _served = service.anonymous().get("/problems").header("x-correlation-id", "quiet").await.is(200);
+    let _served =
+        service.anonymous().get("/problems").header("x-correlation-id", "quiet").await.assert_status(200);
     let _ops = within(WAIT_TIMEOUT, "a debug line of the service", async || {
         service.logs().into_iter().find(|line| line["level"] == "DEBUG" && line["target"] == "access")
     })

@@ -153,7 +153,7 @@ async fn the_pools_gauges_are_correct_while_it_is_in_use() {
     eventually("all connections are held", async || (pool(&service).await == [4, 0, 4]).then_some(())).await;
     held.release().await;
     for request in waiting.into_iter().chain([one_more, another]) {
-        let _listed = request.response().await.is(200);
+        let _listed = request.response().await.assert_status(200);
     }
     eventually("all connections are free", async || (pool(&service).await == [0, 4, 4]).then_some(())).await;
 }
@@ -172,9 +172,9 @@ pub async fn openmetrics(service: &Service) -> String {
 #[tokio::test]
 async fn a_bucket_of_each_histogram_of_work_leads_to_a_trace() {
     let collector = Collector::start().await;
-    let service = builder().traced_by(&collector).start().await;
+    let service = builder().with_traces_to(&collector).start().await;
     let customer = service.customer().await;
-    let _created = customer.creates().header("x-correlation-id", "an-example").await.is(201);
+    let _created = customer.creates().header("x-correlation-id", "an-example").await.assert_status(201);
     let request = collector.wait_for_request(PATH, "an-example").await;
     let page = openmetrics(&service).await;
     assert!(page.ends_with("# EOF\n"));
@@ -192,8 +192,9 @@ async fn a_bucket_of_each_histogram_of_work_leads_to_a_trace() {
 async fn prometheus_scrapes_the_page_and_its_exemplars() {
     let Some(prometheus) = tool("prometheus") else { return };
     let service = service().await;
-    let _served = service.anonymous().get("/problems").header("x-correlation-id", "scraped").await.is(200);
-    let line = service.logs_that("the access line", |line| line["correlation_id"] == "scraped").await;
+    let _served =
+        service.anonymous().get("/problems").header("x-correlation-id", "scraped").await.assert_status(200);
+    let line = service.wait_for_log("the access line", |line| line["correlation_id"] == "scraped").await;
     let trace = line["trace_id"].as_str().unwrap().to_owned();
 
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prometheus");

@@ -15,9 +15,9 @@ use crate::service;
 async fn every_log_line_is_an_object_with_its_origin() {
     let service = service().await;
     let customer = service.customer().await;
-    let created = customer.creates().header("x-correlation-id", "a-change").await.is(201);
+    let created = customer.creates().header("x-correlation-id", "a-change").await.assert_status(201);
     let access = service
-        .logs_that("the request's line", |line| {
+        .wait_for_log("the request's line", |line| {
             line["correlation_id"] == "a-change" && line["target"] == "access"
         })
         .await;
@@ -35,7 +35,7 @@ async fn every_log_line_is_an_object_with_its_origin() {
         assert!(id.chars().all(|digit| digit.is_ascii_hexdigit()) && id.len() >= 16, "{access:#}");
     }
     let audited = service
-        .logs_that("the change's audit line", |line| {
+        .wait_for_log("the change's audit line", |line| {
             line["target"] == "audit" && line["correlation_id"] == "a-change"
         })
         .await;
@@ -75,14 +75,15 @@ async fn a_changed_log_level_expires() {
     );
 
     let change = json!({ "filter": "app=debug", "ttl_seconds": 4 }).to_string();
-    let (status, body) = service.operate(Method::PUT, "/log-level", &change).await.unwrap();
+    let (status, body) = service.request_ops(Method::PUT, "/log-level", &change).await.unwrap();
     let changed: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, &changed["filter"]), (200, &json!("app=debug")));
     assert!(changed["expires_at"].is_string());
     assert_eq!(log_level(&service).await, changed);
 
     eventually("the default returns", async || (log_level(&service).await == before).then_some(())).await;
-    let (status, body) = service.operate(Method::PUT, "/log-level", "{\"filter\":\"a=b=c\"}").await.unwrap();
+    let (status, body) =
+        service.request_ops(Method::PUT, "/log-level", "{\"filter\":\"a=b=c\"}").await.unwrap();
     assert_eq!(status, 422, "{body}");
 }
 
@@ -121,7 +122,7 @@ async fn rejected_log_level_changes_are_audited_and_counted() {
 async fn a_change_of_the_log_level_is_audited() {
     let service = service().await;
     let change = json!({ "filter": "app=debug", "ttl_seconds": 60 }).to_string();
-    let (status, body) = service.operate(Method::PUT, "/log-level", &change).await.unwrap();
+    let (status, body) = service.request_ops(Method::PUT, "/log-level", &change).await.unwrap();
     assert_eq!(status, 200, "{body}");
     let event = eventually("the event is recorded", async || {
         service.audit_events("event_type = 'configuration'").await.into_iter().next()
@@ -136,7 +137,7 @@ async fn a_log_level_that_cannot_be_audited_is_rejected() {
     let before = log_level(&service).await;
     // PostgreSQL stores no NUL, so the event of this change could never be recorded.
     let change = json!({ "filter": "off,a\0b=info" }).to_string();
-    let (status, body) = service.operate(Method::PUT, "/log-level", &change).await.unwrap();
+    let (status, body) = service.request_ops(Method::PUT, "/log-level", &change).await.unwrap();
     assert_eq!(status, 422, "{body}");
     assert_eq!(log_level(&service).await, before);
 }

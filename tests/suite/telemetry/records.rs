@@ -33,10 +33,10 @@ async fn every_log_line_is_exported_with_the_same_fields() {
     for protocol in ["grpc", "http/protobuf"] {
         let collector = Collector::start().await;
         let service =
-            builder().logged_by(&collector).setting("OTEL_EXPORTER_OTLP_PROTOCOL", protocol).start().await;
+            builder().with_logs_to(&collector).setting("OTEL_EXPORTER_OTLP_PROTOCOL", protocol).start().await;
         let customer = service.customer().await;
-        let _created = customer.creates().header("x-correlation-id", "exported").await.is(201);
-        let _unknown = service.anonymous().get("/nowhere").await.is(404);
+        let _created = customer.creates().header("x-correlation-id", "exported").await.assert_status(201);
+        let _unknown = service.anonymous().get("/nowhere").await.assert_status(404);
         assert!(service.terminate().await.success());
 
         let records = collector.records();
@@ -62,12 +62,13 @@ async fn every_log_line_is_exported_with_the_same_fields() {
 #[tokio::test]
 async fn the_export_does_not_export_its_own_log_lines() {
     let collector = Collector::start().await;
-    let service = builder().logged_by(&collector).setting("RUST_LOG", "debug").start().await;
+    let service = builder().with_logs_to(&collector).setting("RUST_LOG", "debug").start().await;
     let of_export =
         |target: &str| ["h2", "hyper", "opentelemetry"].iter().any(|name| target.starts_with(name));
     let is_written = |line: &Value| of_export(line["target"].as_str().unwrap());
-    service.logs_that("a line of the export", is_written).await;
-    let _served = service.anonymous().get("/problems").header("x-correlation-id", "exported").await.is(200);
+    service.wait_for_log("a line of the export", is_written).await;
+    let _served =
+        service.anonymous().get("/problems").header("x-correlation-id", "exported").await.assert_status(200);
     let has_id = |record: &Record| record.attributes.get("correlation_id") == Some(&json!("exported"));
     collector.wait_for_record("the access line", has_id).await;
     let exported_line = collector.records().into_iter().find(|record| of_export(&record.target));
@@ -78,17 +79,17 @@ async fn the_export_does_not_export_its_own_log_lines() {
 async fn other_lines_do_not_displace_exported_audit_lines() {
     let collector = Collector::start().await;
     let service = builder()
-        .logged_by(&collector)
+        .with_logs_to(&collector)
         .setting("OTEL_BLRP_SCHEDULE_DELAY", "600000")
         .setting("OTEL_BLRP_MAX_QUEUE_SIZE", "32")
         .start()
         .await;
     for _ in 0..32 {
-        let _served = service.anonymous().get("/problems").await.is(200);
+        let _served = service.anonymous().get("/problems").await.assert_status(200);
     }
     assert!(service.metric("log_lines_dropped_total").await > 0);
     let late = service.customer().await.creates().header("x-correlation-id", "late");
-    let _created = late.await.is(201);
+    let _created = late.await.assert_status(201);
     assert!(service.terminate().await.success());
     let records = collector.records();
     let is_late = |record: &&Record| record.attributes.get("correlation_id") == Some(&json!("late"));

@@ -25,7 +25,7 @@ async fn assert_serves(service: &Service, requests: usize) {
     let customer = service.customer().await;
     for _ in 0..requests {
         let started = Instant::now();
-        let _listed = customer.lists().await.is(200);
+        let _listed = customer.lists().await.assert_status(200);
         assert!(started.elapsed() < MAX_REQUEST_TIME, "a request took {:?}", started.elapsed());
     }
 }
@@ -37,7 +37,7 @@ async fn wait_for_losses(service: &Service, metric: &str) {
 /// Checks that requests and the shutdown still work, that the memory grows by less than [`MAX_GROWTH_BYTES`], and that
 /// no task has panicked.
 async fn assert_works_and_stops(service: &Service) {
-    let _created = service.customer().await.creates().await.is(201);
+    let _created = service.customer().await.creates().await.assert_status(201);
     let before = service.memory();
     assert_serves(service, 300).await;
     let grown = service.memory().saturating_sub(before);
@@ -73,7 +73,7 @@ async fn a_slow_collector_delays_no_request() {
     collector.set_behavior(CollectorBehavior::Slow(Duration::from_secs(10)));
     // The queues are short, so that they overflow soon.
     let service = builder()
-        .logged_by(&collector)
+        .with_logs_to(&collector)
         .setting("OTEL_BSP_MAX_QUEUE_SIZE", "32")
         .setting("OTEL_BLRP_MAX_QUEUE_SIZE", "32")
         .start()
@@ -93,7 +93,7 @@ async fn service_that_exports_at_stop(
 ) -> Service {
     collector.set_behavior(CollectorBehavior::Slow(takes));
     let builder = builder()
-        .logged_by(collector)
+        .with_logs_to(collector)
         .setting("OTEL_BSP_SCHEDULE_DELAY", "600000")
         .setting("OTEL_BLRP_SCHEDULE_DELAY", "600000");
     let builder = settings.iter().fold(builder, |builder, (name, value)| builder.setting(name, value));
@@ -147,11 +147,12 @@ async fn exports_that_are_lost_at_the_end_are_counted_in_the_log() {
 async fn span_export_continues_after_a_collector_outage() {
     let collector = Collector::start().await;
     collector.set_behavior(CollectorBehavior::Rejecting);
-    let service = builder().traced_by(&collector).start().await;
+    let service = builder().with_traces_to(&collector).start().await;
     assert_serves(&service, 20).await;
     wait_for_losses(&service, "trace_spans_dropped_total").await;
     collector.set_behavior(CollectorBehavior::Accepting);
-    let _served = service.customer().await.lists().header("x-correlation-id", "well-again").await.is(200);
+    let _served =
+        service.customer().await.lists().header("x-correlation-id", "well-again").await.assert_status(200);
     let _exported = collector.wait_for_request(PATH, "well-again").await;
     assert_works_and_stops(&service).await;
 }
@@ -185,14 +186,14 @@ async fn a_late_log_reader_misses_no_audit_line() {
     })
     .await;
     let lost = service.metric("log_lines_dropped_total").await;
-    let _created = customer.creates().header("x-correlation-id", "meanwhile").await.is(201);
+    let _created = customer.creates().header("x-correlation-id", "meanwhile").await.assert_status(201);
     wait_until_everything_is_sealed(&service).await;
     let head = service.database().number("select number from audit_seal_head").await;
     assert!(service.metric("log_lines_dropped_total").await > lost, "other lines are lost at the same time");
 
     service.resume_output();
     let sealed = |line: &serde_json::Value| line["target"] == "audit" && line["seal_number"] == head;
-    service.logs_that("the head", sealed).await;
+    service.wait_for_log("the head", sealed).await;
     let lines = service.logs();
     let has_line_of = |target: &str| {
         lines.iter().any(|line| line["correlation_id"] == "meanwhile" && line["target"] == target)
@@ -234,7 +235,7 @@ async fn a_full_disk_under_the_log_delays_no_request() {
     assert_serves(&service, 20).await;
     wait_for_losses(&service, "log_lines_dropped_total").await;
     let is_access_line = |line: &serde_json::Value| line["target"] == "access";
-    let _on_stdout = service.logs_that("an access line", is_access_line).await;
+    let _on_stdout = service.wait_for_log("an access line", is_access_line).await;
     assert_works_and_stops(&service).await;
 }
 
@@ -286,7 +287,7 @@ async fn scrapes_and_requests_do_not_block_each_other() {
     }
     held.release().await;
     for request in waiting {
-        let _listed = request.response().await.is(200);
+        let _listed = request.response().await.assert_status(200);
     }
 
     let client = dev::http::client(dev::harness::WAIT_TIMEOUT).unwrap();

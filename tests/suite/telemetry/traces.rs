@@ -15,7 +15,7 @@ use crate::{
 const PUBLIC: &str = "/problems";
 
 pub async fn traced(collector: &Collector) -> Service {
-    builder().traced_by(collector).start().await
+    builder().with_traces_to(collector).start().await
 }
 
 #[track_caller]
@@ -29,13 +29,14 @@ pub fn assert_attributes(span: &Span, expected: &[(&str, Value)]) {
 async fn spans_are_sent_over_http_with_the_configured_resource() {
     let collector = Collector::start().await;
     let service = builder()
-        .traced_by(&collector)
+        .with_traces_to(&collector)
         .setting("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
         .setting("OTEL_SERVICE_NAME", "tea-time")
         .setting("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=blue,team=tea")
         .start()
         .await;
-    let _served = service.anonymous().get(PUBLIC).header("x-correlation-id", "over-http").await.is(200);
+    let _served =
+        service.anonymous().get(PUBLIC).header("x-correlation-id", "over-http").await.assert_status(200);
     let request = collector.wait_for_request(PUBLIC, "over-http").await;
     for (name, value) in
         [("service.name", "tea-time"), ("deployment.environment.name", "blue"), ("team", "tea")]
@@ -48,12 +49,12 @@ async fn spans_are_sent_over_http_with_the_configured_resource() {
 async fn a_request_has_the_scheme_and_the_server_that_its_client_used() {
     let collector = Collector::start().await;
     for (proxies, scheme, port) in [("127.0.0.0/8", "https", 443), ("127.0.0.2/32", "http", 80)] {
-        let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", proxies).start().await;
+        let service = builder().with_traces_to(&collector).setting("TRUSTED_PROXIES", proxies).start().await;
         let path = format!("{PUBLIC}?token=a-secret");
         let request = service.anonymous().get(path).header("host", "shop.example");
         let request = request.header("x-forwarded-proto", "https").header("x-correlation-id", scheme);
         let request = request.header("user-agent", "a-browser/1.0");
-        let _served = request.await.is(200);
+        let _served = request.await.assert_status(200);
         let span = collector.wait_for_request(PUBLIC, scheme).await;
         assert_attributes(
             &span,
@@ -72,9 +73,9 @@ async fn a_request_has_the_scheme_and_the_server_that_its_client_used() {
 #[tokio::test]
 async fn an_unknown_method_is_an_attribute_and_no_name() {
     let collector = Collector::start().await;
-    let service = builder().traced_by(&collector).start().await;
+    let service = builder().with_traces_to(&collector).start().await;
     let brew = service.anonymous().request(Method::from_bytes(b"BREW").unwrap(), "/coffee");
-    let _unknown = brew.header("x-correlation-id", "brew").await.is(404);
+    let _unknown = brew.header("x-correlation-id", "brew").await.assert_status(404);
     let is_brew = |span: &Span| span.attributes.get("correlation_id").is_some_and(|id| id == "brew");
     let span = collector.wait_for_span("the span of the request", is_brew).await;
     assert_attributes(
@@ -88,7 +89,7 @@ async fn an_unknown_method_is_an_attribute_and_no_name() {
 async fn attributes_are_decoded_and_unsupported_variables_named() {
     let collector = Collector::start().await;
     let service = builder()
-        .traced_by(&collector)
+        .with_traces_to(&collector)
         .setting("OTEL_RESOURCE_ATTRIBUTES", "team=a%20b,service.name=tea%2Dtime")
         .setting("OTEL_METRIC_EXPORT_INTERVAL", "1000")
         .setting("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem")
@@ -96,7 +97,7 @@ async fn attributes_are_decoded_and_unsupported_variables_named() {
         .await;
     for name in ["OTEL_METRIC_EXPORT_INTERVAL", "OTEL_EXPORTER_OTLP_CERTIFICATE"] {
         let warning = format!("ignored {name}, which is not supported");
-        service.logs_that("a warning", |line| line["level"] == "WARN" && line["message"] == warning).await;
+        service.wait_for_log("a warning", |line| line["level"] == "WARN" && line["message"] == warning).await;
     }
     let warned: Vec<_> = service.logs().into_iter().filter(|line| line["level"] == "WARN").collect();
     assert_eq!(
@@ -104,7 +105,8 @@ async fn attributes_are_decoded_and_unsupported_variables_named() {
         2,
         "{warned:#?}"
     );
-    let _served = service.anonymous().get(PUBLIC).header("x-correlation-id", "decoded").await.is(200);
+    let _served =
+        service.anonymous().get(PUBLIC).header("x-correlation-id", "decoded").await.assert_status(200);
     let span = collector.wait_for_request(PUBLIC, "decoded").await;
     assert_eq!((&span.resource["team"], &span.resource["service.name"]), (&json!("a b"), &json!("tea-time")));
 }
@@ -163,7 +165,7 @@ async fn only_failures_of_the_service_are_span_errors() {
     let status = |span: &Span| (span.status, span.attributes["http.response.status_code"].clone());
 
     let unknown = format!("{PATH}/{}", uuid::Uuid::nil());
-    let _unknown = customer.get(unknown).header("x-correlation-id", "client_error").await.is(404);
+    let _unknown = customer.get(unknown).header("x-correlation-id", "client_error").await.assert_status(404);
     let client_error = collector.wait_for_request(ROUTE, "client_error").await;
     assert_eq!(status(&client_error), (SpanStatus::Unset, json!(404)));
     assert!(!client_error.attributes.contains_key("error.type"), "{client_error:#?}");
@@ -185,7 +187,7 @@ async fn only_failures_of_the_service_are_span_errors() {
     held.release().await;
 
     service.database().execute(format!("revoke select on {TABLE} from app_runtime")).await;
-    let _failed = request("server_error").await.is(500);
+    let _failed = request("server_error").await.assert_status(500);
     let server_error = collector.wait_for_request(PATH, "server_error").await;
     assert_eq!(status(&server_error), (SpanStatus::Error, json!(500)));
     assert_attributes(&server_error, &[("error.type", json!("500"))]);
@@ -202,7 +204,8 @@ async fn only_failures_of_the_service_are_span_errors() {
 #[tokio::test]
 async fn the_span_of_sealing_reports_its_result() {
     let collector = Collector::start().await;
-    let service = builder().traced_by(&collector).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
+    let service =
+        builder().with_traces_to(&collector).setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     service.customer().await;
     let sealed =
         |span: &Span| span.name == "seal batch" && span.attributes.get("seal_number") == Some(&json!(1));
@@ -218,13 +221,13 @@ async fn the_span_of_sealing_reports_its_result() {
 async fn count_sampled(sampler: &str, ratio: &str, requests: usize) -> usize {
     let collector = Collector::start().await;
     let service = builder()
-        .traced_by(&collector)
+        .with_traces_to(&collector)
         .setting("OTEL_TRACES_SAMPLER", sampler)
         .setting("OTEL_TRACES_SAMPLER_ARG", ratio)
         .start()
         .await;
     for _ in 0..requests {
-        let _listed = service.anonymous().get(PUBLIC).await.is(200);
+        let _listed = service.anonymous().get(PUBLIC).await.assert_status(200);
     }
     assert!(service.terminate().await.success(), "ended spans are sent before the exit");
     let spans = collector.spans();
@@ -252,34 +255,37 @@ async fn sampled_traces_are_complete() {
 #[tokio::test]
 async fn the_standard_exporter_setting_is_supported() {
     let collector = Collector::start().await;
-    let silent = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "none").start().await;
-    let _served = silent.anonymous().get(PUBLIC).header("x-correlation-id", "not-exported").await.is(200);
-    let line = silent.logs_that("the access line", |line| line["correlation_id"] == "not-exported").await;
+    let silent = builder().with_traces_to(&collector).setting("OTEL_TRACES_EXPORTER", "none").start().await;
+    let _served =
+        silent.anonymous().get(PUBLIC).header("x-correlation-id", "not-exported").await.assert_status(200);
+    let line = silent.wait_for_log("the access line", |line| line["correlation_id"] == "not-exported").await;
     assert!(line["trace_id"].is_string(), "logs still have the ids: {line:#}");
     assert!(silent.terminate().await.success(), "the exit, before which an active exporter sends its spans");
     assert_eq!(collector.requests(), 0);
 
-    let sending = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "otlp").start().await;
-    let _served = sending.anonymous().get(PUBLIC).header("x-correlation-id", "sent").await.is(200);
+    let sending = builder().with_traces_to(&collector).setting("OTEL_TRACES_EXPORTER", "otlp").start().await;
+    let _served = sending.anonymous().get(PUBLIC).header("x-correlation-id", "sent").await.assert_status(200);
     collector.wait_for_request(PUBLIC, "sent").await;
 
-    let other = builder().traced_by(&collector).setting("OTEL_TRACES_EXPORTER", "zipkin").start().await;
+    let other = builder().with_traces_to(&collector).setting("OTEL_TRACES_EXPORTER", "zipkin").start().await;
     let warned = |line: &Value| {
         line["message"] == "OTEL_TRACES_EXPORTER: ignored zipkin; supported values are otlp and none"
     };
-    other.logs_that("a warning", warned).await;
-    let _served = other.anonymous().get(PUBLIC).header("x-correlation-id", "sent-too").await.is(200);
+    other.wait_for_log("a warning", warned).await;
+    let _served =
+        other.anonymous().get(PUBLIC).header("x-correlation-id", "sent-too").await.assert_status(200);
     collector.wait_for_request(PUBLIC, "sent-too").await;
 }
 
 #[tokio::test]
 async fn an_untrusted_trace_is_linked_and_a_trusted_one_is_continued() {
     let collector = Collector::start().await;
-    let service = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.2/32").start().await;
+    let service =
+        builder().with_traces_to(&collector).setting("TRUSTED_PROXIES", "127.0.0.2/32").start().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let unsampled = format!("00-{trace}-00f067aa0ba902b7-00");
     let request = |id: &str| service.anonymous().get(PUBLIC).header("x-correlation-id", id);
-    let _untrusted = request("untrusted").header("traceparent", &unsampled).await.is(200);
+    let _untrusted = request("untrusted").header("traceparent", &unsampled).await.assert_status(200);
     let untrusted = collector.wait_for_request(PUBLIC, "untrusted").await;
     assert_eq!(untrusted.parent_id, "", "a new trace");
     assert_ne!(untrusted.trace_id, trace);
@@ -287,11 +293,12 @@ async fn an_untrusted_trace_is_linked_and_a_trusted_one_is_continued() {
         untrusted.links.iter().map(|link| (link.trace_id.as_str(), link.span_id.as_str())).collect();
     assert_eq!(links, [(trace, "00f067aa0ba902b7")]);
 
-    let trusting = builder().traced_by(&collector).setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
+    let trusting =
+        builder().with_traces_to(&collector).setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
     let request = |id: &str| trusting.anonymous().get(PUBLIC).header("x-correlation-id", id);
-    let _unsampled = request("unsampled").header("traceparent", &unsampled).await.is(200);
+    let _unsampled = request("unsampled").header("traceparent", &unsampled).await.assert_status(200);
     let sampled = format!("00-{trace}-00f067aa0ba902b7-01");
-    let _sampled = request("sampled").header("traceparent", &sampled).await.is(200);
+    let _sampled = request("sampled").header("traceparent", &sampled).await.assert_status(200);
     let sampled = collector.wait_for_request(PUBLIC, "sampled").await;
     assert_eq!((sampled.trace_id.as_str(), sampled.parent_id.as_str()), (trace, "00f067aa0ba902b7"));
     assert!(sampled.links.is_empty());
@@ -307,18 +314,20 @@ async fn an_untrusted_trace_is_linked_and_a_trusted_one_is_continued() {
 async fn only_the_configured_propagators_are_read() {
     let collector = Collector::start().await;
     let service = builder()
-        .traced_by(&collector)
+        .with_traces_to(&collector)
         .setting("OTEL_PROPAGATORS", "b3,jaeger")
         .setting("TRUSTED_PROXIES", "127.0.0.0/8")
         .start()
         .await;
     let request = |id: &str| service.anonymous().get(PUBLIC).header("x-correlation-id", id);
     let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
-    let _b3 = request("b3").header("b3", &format!("{trace}-{parent}-1")).await.is(200);
+    let _b3 = request("b3").header("b3", &format!("{trace}-{parent}-1")).await.assert_status(200);
     let multiple = request("b3multi").header("x-b3-traceid", trace).header("x-b3-spanid", parent);
-    let _multiple = multiple.await.is(200);
-    let _jaeger = request("jaeger").header("uber-trace-id", &format!("{trace}:{parent}:0:1")).await.is(200);
-    let _w3c = request("w3c").header("traceparent", &format!("00-{trace}-{parent}-01")).await.is(200);
+    let _multiple = multiple.await.assert_status(200);
+    let _jaeger =
+        request("jaeger").header("uber-trace-id", &format!("{trace}:{parent}:0:1")).await.assert_status(200);
+    let _w3c =
+        request("w3c").header("traceparent", &format!("00-{trace}-{parent}-01")).await.assert_status(200);
     for id in ["b3", "b3multi", "jaeger"] {
         let request = collector.wait_for_request(PUBLIC, id).await;
         assert_eq!((request.trace_id.as_str(), request.parent_id.as_str()), (trace, parent), "{id}");
@@ -329,8 +338,9 @@ async fn only_the_configured_propagators_are_read() {
 #[tokio::test]
 async fn logs_have_trace_ids_without_a_collector_unless_disabled() {
     let line = async |service: &Service| {
-        let _served = service.anonymous().get(PUBLIC).header("x-correlation-id", "seen").await.is(200);
-        service.logs_that("the access line", |line| line["correlation_id"] == "seen").await
+        let _served =
+            service.anonymous().get(PUBLIC).header("x-correlation-id", "seen").await.assert_status(200);
+        service.wait_for_log("the access line", |line| line["correlation_id"] == "seen").await
     };
     let untraced = line(&service().await).await;
     assert!(untraced["trace_id"].as_str().is_some_and(|id| id.len() == 32), "{untraced:#}");

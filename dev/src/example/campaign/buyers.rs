@@ -176,7 +176,7 @@ impl Buyers {
     }
 
     /// Collects the results of the finished probes. Returns whether a probe still waits for a write to succeed.
-    pub(super) fn are_probing(&mut self, test_bed: &TestBed) -> bool {
+    pub(super) fn collect_probes(&mut self, test_bed: &TestBed) -> bool {
         while let Some(Ok((replica, recovery))) = self.probes.try_join_next() {
             match recovery {
                 // If the replica was restarted meanwhile, the measured time includes the start of the new process. So
@@ -312,7 +312,7 @@ impl Shop {
             };
             let request = self.client.post(url.clone()).bearer_auth(&token).header("idempotency-key", key);
             let Ok(response) = request.json(body).send().await else {
-                self.report().unanswered += 1;
+                self.report().without_response += 1;
                 sleep(RETRY_PAUSE).await;
                 continue;
             };
@@ -320,7 +320,7 @@ impl Shop {
             match status {
                 201 | 202 => match response.json().await {
                     Ok(body) => return Some((status, body)),
-                    Err(_) => self.report().unanswered += 1,
+                    Err(_) => self.report().without_response += 1,
                 },
                 401 => refused = Some(token),
                 404 => return None,

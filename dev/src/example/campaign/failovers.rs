@@ -22,7 +22,7 @@ pub struct FailoverReport {
     /// Number of responses that request a retry, by status.
     pub retry_responses: BTreeMap<u16, u64>,
     /// Requests without a response.
-    pub unanswered: u64,
+    pub without_response: u64,
     /// Responses that the API contract does not allow.
     pub unexpected: Vec<String>,
 }
@@ -50,7 +50,7 @@ impl FailoverReport {
             restored_by_retry: 0,
             orphans: OrphanReport::default(),
             retry_responses: BTreeMap::new(),
-            unanswered: 0,
+            without_response: 0,
             unexpected: Vec::new(),
         }
     }
@@ -89,14 +89,14 @@ impl fmt::Display for FailoverReport {
         write!(
             formatter,
             "{} orders and {} payments acknowledged, {} double charges; {} lost payments restored by a retry; \
-             {}; turned away {:?}, {} unanswered, {} unexpected",
+             {}; asked to retry {:?}, {} without_response, {} unexpected",
             self.orders,
             self.payments,
             self.double_charges,
             self.restored_by_retry,
             self.orphans,
             self.retry_responses,
-            self.unanswered,
+            self.without_response,
             self.unexpected.len(),
         )
     }

@@ -13,15 +13,15 @@ use crate::{
 pub const CRASH_POINTS: [&str; 16] = [
     "payment.beginning",
     "payment.begun",
-    "payment.answered",
+    "payment.responded",
     "payment.settling",
     "payment.settled",
     "recovery.leased",
-    "recovery.answered",
+    "recovery.responded",
     "recovery.sending",
     "refund.beginning",
     "refund.begun",
-    "refund.answered",
+    "refund.responded",
     "refund.settling",
     "refund.settled",
     "webhook.applied",
@@ -149,8 +149,8 @@ fn gateway_fault_name(faults: &Faults) -> &'static str {
         "gateway declines"
     } else if faults.list_omit_rate > defaults.list_omit_rate {
         "gateway lists objects late, twice, in the wrong order, or not"
-    } else if faults.spoil_rate > defaults.spoil_rate {
-        match faults.spoil {
+    } else if faults.malformation_rate > defaults.malformation_rate {
+        match faults.malformation {
             Malformation::Garbage => "gateway responds with garbage",
             Malformation::Huge => "gateway responds with too much data",
             Malformation::Amount => "gateway responds with another amount",
@@ -267,7 +267,7 @@ fn gateway_faults(rng: &mut impl Rng) -> Faults {
         4 => Faults { latency_ms: 1_500, ..defaults },
         5 => Faults { webhooks: Webhooks::Late, ..defaults },
         6 => Faults { webhooks: Webhooks::Twice, ..defaults },
-        7 | 8 => Faults { spoil_rate: 0.5, spoil: malformation(rng), ..defaults },
+        7 | 8 => Faults { malformation_rate: 0.5, malformation: malformation(rng), ..defaults },
         9 => Faults {
             list_omit_rate: 0.5,
             list_lost_page_rate: 0.5,

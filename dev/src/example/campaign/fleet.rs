@@ -152,7 +152,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Kills the replicas with a rotated secret. [`Self::restart_dead`] restarts them with the common settings.
+    /// Kills the replicas with a rotated secret. [`Self::restart_dead_replicas`] restarts them with the common settings.
     pub(super) fn end_rotations(&mut self) {
         for replica in self.replicas.iter_mut().filter(|replica| replica.is_rotated) {
             // The replica may already be dead.
@@ -187,7 +187,7 @@ impl Fleet {
     }
 
     /// Restarts dead replicas. Reports the last output line of each replica that was not killed by a signal.
-    pub(super) fn restart_dead(&mut self, progress: &dyn Fn(&str)) -> io::Result<()> {
+    pub(super) fn restart_dead_replicas(&mut self, progress: &dyn Fn(&str)) -> io::Result<()> {
         for number in 0..self.replicas.len() {
             let dead = self.replicas.get(number).filter(|replica| replica.child.exited().is_some());
             let Some(dead) = dead else { continue };

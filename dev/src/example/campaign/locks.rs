@@ -65,8 +65,7 @@ impl Lock {
 /// The exports of a campaign. The directory of the files is removed on drop.
 pub(super) struct Exports {
     directory: PathBuf,
-    /// The partition and the file of each export.
-    files: Mutex<Vec<(String, PathBuf)>>,
+    files: Mutex<Vec<PathBuf>>,
 }
 
 impl Exports {
@@ -76,24 +75,11 @@ impl Exports {
         Ok(Arc::new(Self { directory, files: Mutex::default() }))
     }
 
-    /// Returns the files of the exports whose partition was dropped. The verification of the audit log needs these
-    /// files.
-    pub(super) async fn files_of_dropped_partitions(
-        &self,
-        owner_url: &Url,
-    ) -> Result<Vec<PathBuf>, sqlx::Error> {
-        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut connection = PgConnection::connect(owner_url.as_str()).await?;
-        let mut dropped = Vec::new();
-        for (partition, file) in files {
-            let exists = sqlx::query_scalar("select to_regclass($1) is not null").bind(partition);
-            let exists: bool = exists.fetch_one(&mut connection).await?;
-            if !exists {
-                dropped.push(file);
-            }
-        }
-        connection.close().await?;
-        Ok(dropped)
+    /// Returns the files of all exports that have written a complete file. The verification of the audit log needs the
+    /// files of dropped partitions.
+    pub(super) fn complete_files(&self) -> Vec<PathBuf> {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.iter().filter(|file| file.exists()).cloned().collect()
     }
 
     /// Reserves a past month for an export. Returns the name of the month's partition, the export's file and the month.
@@ -102,7 +88,7 @@ impl Exports {
         let (year, month) = (2000 + files.len() / 12, files.len() % 12 + 1);
         let partition = format!("audit_events_{year}_{month:02}");
         let file = self.directory.join(format!("{year}-{month:02}.jsonl.gz"));
-        files.push((partition.clone(), file.clone()));
+        files.push(file.clone());
         (partition, file, format!("{year}-{month:02}"))
     }
 }

@@ -152,7 +152,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
     let mut rng = StdRng::seed_from_u64(settings.seed);
     let mut report = Report::new(settings.seed);
     // The first round starts when every replica is ready.
-    report.end_round(settle(&mut test_bed, progress).await?);
+    report.add_violations(settle(&mut test_bed, progress).await?);
     let started = Instant::now();
     for round in 1.. {
         let is_done = match settings.length {
@@ -183,13 +183,13 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
         if round % ROUNDS_PER_VERIFICATION == 0 {
             violations.extend(test_bed.verify_audit_log().await?);
         }
-        report.end_round(violations);
+        report.add_violations(violations);
         if !report.holds() {
             break;
         }
     }
 
-    report.end_round(settle(&mut test_bed, progress).await?);
+    report.add_violations(settle(&mut test_bed, progress).await?);
     report.refunds = refunder.stop().await;
     if let Some(traffic) = traffic {
         report.traffic = traffic.stop().await;
@@ -197,10 +197,10 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
     report.replica_exits = test_bed.replica_exits();
     if let Some(buyers) = buyers {
         let (violations, orphans) = test_bed.wait_for_orphans().await?;
-        report.end_round(violations);
+        report.add_violations(violations);
         report.failovers = Some(FailoverReport { orphans, ..buyers.stop().await });
     }
-    report.end_round(test_bed.verify_audit_log().await?.into_iter().collect());
+    report.add_violations(test_bed.verify_audit_log().await?.into_iter().collect());
     report.reconciliation = Some(test_bed.reconcile().await?);
     test_bed.stop().await?;
     Ok(report)
@@ -217,14 +217,15 @@ async fn inject_faults(
     let started = Instant::now();
     let mut upcoming = scheduled_faults.iter().peekable();
     let length = if buyers.is_some() { FAILOVER_FAULT_PERIOD } else { FAULT_PERIOD };
-    while started.elapsed() < length || buyers.as_mut().is_some_and(|buyers| buyers.are_probing(test_bed)) {
+    while started.elapsed() < length || buyers.as_mut().is_some_and(|buyers| buyers.collect_probes(test_bed))
+    {
         while let Some(scheduled) = upcoming.next_if(|scheduled| scheduled.after <= started.elapsed()) {
             test_bed.inject(&scheduled.fault, progress).await?;
             if let (Fault::Failover(failover), Some(buyers)) = (&scheduled.fault, &mut buyers) {
                 buyers.start_probes(*failover, test_bed);
             }
         }
-        test_bed.restart_dead(progress)?;
+        test_bed.restart_dead_replicas(progress)?;
         sleep(POLL_INTERVAL).await;
     }
     Ok(())
@@ -238,8 +239,9 @@ async fn settle(test_bed: &mut TestBed, progress: &dyn Fn(&str)) -> Result<Vec<S
     let deadline = Instant::now() + SETTLE_TIMEOUT;
     let mut missing = String::new();
     while Instant::now() < deadline {
-        test_bed.restart_dead(progress)?;
-        missing = match (test_bed.are_ready().await, test_bed.unknown_since(faults_ended).await?) {
+        test_bed.restart_dead_replicas(progress)?;
+        missing = match (test_bed.are_ready().await, test_bed.count_unknown_from_before(faults_ended).await?)
+        {
             (true, 0) => {
                 missing.clear();
                 break;
@@ -261,7 +263,7 @@ async fn settle(test_bed: &mut TestBed, progress: &dyn Fn(&str)) -> Result<Vec<S
 }
 
 /// Counts payments and refunds from before `moment` with an unknown outcome.
-async fn unknown_since(owner_url: &str, moment: DateTime<Utc>) -> Result<i64, sqlx::Error> {
+async fn count_unknown_from_before(owner_url: &str, moment: DateTime<Utc>) -> Result<i64, sqlx::Error> {
     let mut connection = PgConnection::connect(owner_url).await?;
     let unknown = sqlx::query_scalar(
         "select (select count(*) from payments where status = 'processing' and created_at < $1)

@@ -50,7 +50,7 @@ impl Report {
         self.history.push(format!("round {}: {}", self.rounds, descriptions.join(", ")));
     }
 
-    pub(super) fn end_round(&mut self, violations: Vec<String>) {
+    pub(super) fn add_violations(&mut self, violations: Vec<String>) {
         let round = self.rounds;
         self.violations.extend(violations.into_iter().map(|what| format!("round {round}: {what}")));
     }

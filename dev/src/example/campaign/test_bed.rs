@@ -71,7 +71,7 @@ pub(super) struct TestBed {
     /// True once a failover may have lost confirmed commits.
     commits_may_be_lost: bool,
     /// True while the steps of the restore runbook are outstanding, because a failover may have lost commits.
-    is_restored: bool,
+    needs_restore_steps: bool,
     orphans: Orphans,
 }
 
@@ -136,7 +136,7 @@ impl TestBed {
             exports: Exports::new()?,
             concurrent_faults: JoinSet::new(),
             commits_may_be_lost: false,
-            is_restored: false,
+            needs_restore_steps: false,
             orphans: Orphans::default(),
         })
     }
@@ -233,13 +233,13 @@ impl TestBed {
                 self.run_concurrently(hostile_clients::run_slow_clients(self.addresses()));
             }
             Fault::Failover(failover) => {
-                self.is_restored = self.server.may_lose(*failover);
-                self.commits_may_be_lost |= self.is_restored;
+                self.needs_restore_steps = self.server.may_lose(*failover);
+                self.commits_may_be_lost |= self.needs_restore_steps;
                 self.server.fail_over(*failover, progress).await?;
                 if *failover == Failover::Restore {
                     // The gateway's faults can make `after-restore` fail. `end_faults` repeats a failed command when
                     // the faults have ended.
-                    self.is_restored = self.run_after_restore().await.is_err();
+                    self.needs_restore_steps = self.run_after_restore().await.is_err();
                     self.server.admit()?;
                 }
             }
@@ -285,21 +285,21 @@ impl TestBed {
         }
         self.gateway.faults().clear();
         self.fleet.end_rotations();
-        if self.is_restored {
+        if self.needs_restore_steps {
             self.fleet.kill_all().await?;
             self.run_after_restore().await?;
-            self.is_restored = false;
+            self.needs_restore_steps = false;
             let deadline = Instant::now() + SETTLE_TIMEOUT;
             while !self.are_ready().await && Instant::now() < deadline {
-                self.restart_dead(progress)?;
+                self.restart_dead_replicas(progress)?;
                 sleep(POLL_INTERVAL).await;
             }
         }
         Ok(())
     }
 
-    pub(super) fn restart_dead(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
-        Ok(self.fleet.restart_dead(progress)?)
+    pub(super) fn restart_dead_replicas(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
+        Ok(self.fleet.restart_dead_replicas(progress)?)
     }
 
     pub(super) async fn are_ready(&self) -> bool {
@@ -316,8 +316,8 @@ impl TestBed {
     }
 
     /// Counts payments and refunds from before `moment` with an unknown outcome.
-    pub(super) async fn unknown_since(&self, moment: DateTime<Utc>) -> Result<i64, Error> {
-        Ok(super::unknown_since(self.owner_url.as_str(), moment).await?)
+    pub(super) async fn count_unknown_from_before(&self, moment: DateTime<Utc>) -> Result<i64, Error> {
+        Ok(super::count_unknown_from_before(self.owner_url.as_str(), moment).await?)
     }
 
     /// Compares the orphans of a reconciliation with the discrepancies that the service has recorded. `faults_ended` is
@@ -340,12 +340,12 @@ impl TestBed {
     /// Runs the reconciliation.
     pub(super) async fn reconcile(&self) -> Result<CheckReport, Error> {
         let loss = if self.commits_may_be_lost { Loss::Possible } else { Loss::Impossible };
-        Ok(invariants::check_after(loss, self.owner_url.as_str(), &self.gateway.url()).await?)
+        Ok(invariants::check_with_loss(loss, self.owner_url.as_str(), &self.gateway.url()).await?)
     }
 
     /// Verifies the hash chain of the audit log. Returns the problem, or `None`.
     pub(super) async fn verify_audit_log(&self) -> Result<Option<String>, Error> {
-        let exported = self.exports.files_of_dropped_partitions(&self.owner_url).await?;
+        let exported = self.exports.complete_files();
         let logs: Vec<_> = self.fleet.logs().into_iter().filter(|log| has_head(log)).collect();
         let process = Launch::new(&self.executable)
             .args(["audit", "verify"])

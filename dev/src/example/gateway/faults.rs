@@ -31,9 +31,9 @@ pub struct Faults {
     /// Fraction of requests that are executed and then have their connection cut before the response.
     pub cut_rate: f64,
     /// Fraction of requests that are executed and then receive a malformed response.
-    pub spoil_rate: f64,
+    pub malformation_rate: f64,
     /// The kind of malformed response.
-    pub spoil: Malformation,
+    pub malformation: Malformation,
     /// Fraction of the entries of a page of a `created_after` list that are missing in the response. Each request omits
     /// different entries.
     pub list_omit_rate: f64,
@@ -73,8 +73,8 @@ impl Default for Faults {
             latency_ms: 0,
             hold_responses: false,
             cut_rate: 0.0,
-            spoil_rate: 0.0,
-            spoil: Malformation::Garbage,
+            malformation_rate: 0.0,
+            malformation: Malformation::Garbage,
             list_omit_rate: 0.0,
             list_lost_page_rate: 0.0,
             list_repeat_rate: 0.0,
@@ -94,7 +94,7 @@ impl Faults {
             self.error_rate_after_charge,
             self.decline_rate,
             self.cut_rate,
-            self.spoil_rate,
+            self.malformation_rate,
             self.list_omit_rate,
             self.list_lost_page_rate,
             self.list_repeat_rate,
@@ -156,7 +156,7 @@ impl FaultGenerator {
         let error_after = occurs(faults.error_rate_after_charge);
         let cut = occurs(faults.cut_rate);
         let declined = occurs(faults.decline_rate);
-        let malformation = occurs(faults.spoil_rate);
+        let malformation = occurs(faults.malformation_rate);
         let code = DECLINES.get(self.rng.random_range(0..DECLINES.len())).copied();
         RequestFaults {
             error_before,
@@ -164,7 +164,7 @@ impl FaultGenerator {
             error_status: faults.error_status,
             retry_after: HeaderValue::from_str(&faults.retry_after).ok().filter(|value| !value.is_empty()),
             cut,
-            malformation: malformation.then_some(faults.spoil),
+            malformation: malformation.then_some(faults.malformation),
             decline: code.filter(|_| declined),
             latency: Duration::from_millis(faults.latency_ms),
         }

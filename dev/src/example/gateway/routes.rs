@@ -221,7 +221,7 @@ async fn refund(
 
 fn enqueue_event(gateway: &Gateway, event: Result<Event, super::Error>, correlation_id: Option<String>) {
     if let Ok(event) = event {
-        webhooks::enqueue(gateway, event.caused_by(correlation_id));
+        webhooks::enqueue(gateway, event.with_correlation_id(correlation_id));
     }
 }
 

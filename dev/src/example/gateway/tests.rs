@@ -652,7 +652,8 @@ async fn any_event_can_be_delivered_on_request() {
     fixture.gateway.set_webhook_url(inbox.url.clone());
     let before = inbox.wait_for_webhooks(0).await.len();
     assert_eq!(fixture.gateway.deliver_webhook(&event).await.unwrap(), 204);
-    let unknown_type = Event::new("charge.pondered", &charge).unwrap().caused_by(Some("corr-9".to_owned()));
+    let unknown_type =
+        Event::new("charge.pondered", &charge).unwrap().with_correlation_id(Some("corr-9".to_owned()));
     assert_eq!(fixture.gateway.deliver_webhook(&unknown_type).await.unwrap(), 204);
 
     let received = inbox.wait_for_webhooks(before + 2).await;

@@ -80,7 +80,7 @@ impl Event {
 
     /// Sets the correlation id of the request that caused the event.
     #[must_use]
-    pub fn caused_by(self, correlation_id: Option<String>) -> Self {
+    pub fn with_correlation_id(self, correlation_id: Option<String>) -> Self {
         Self { correlation_id, ..self }
     }
 }

@@ -164,7 +164,7 @@ pub async fn seed_rows(database: &Database, customer: Uuid, count: u32) {
 
 /// Gauges of workers with several units of work, such as the scopes of the reconciliation. Each gauge is zero until its
 /// unit has succeeded once.
-pub const FIRST_WORK: [&str; 2] = [
+pub const FIRST_RUN_GAUGES: [&str; 2] = [
     "reconciliation_last_success_timestamp_seconds{scope=\"recent\"}",
     "reconciliation_last_success_timestamp_seconds{scope=\"window\"}",
 ];
@@ -230,7 +230,7 @@ impl User {
 
     /// Places an order of these products and quantities.
     pub async fn places(&self, items: &[(&str, i64)]) -> Order {
-        let placed = self.orders(items).await.is(201);
+        let placed = self.orders(items).await.assert_status(201);
         Order::new(self.clone(), Arc::clone(&self.database), &placed)
     }
 

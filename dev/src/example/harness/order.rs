@@ -33,7 +33,7 @@ impl Order {
 
     /// Reads the order as its customer.
     pub async fn read(&self) -> Value {
-        self.customer.get(self.path()).await.is(200).json()
+        self.customer.get(self.path()).await.assert_status(200).json()
     }
 
     /// Reads the order's status as its customer.
@@ -42,7 +42,7 @@ impl Order {
     }
 
     /// Waits until the order has this status.
-    pub async fn becomes(&self, status: &str) {
+    pub async fn wait_until(&self, status: &str) {
         let what = format!("order {} becomes {status}", self.id);
         eventually(&what, async || (self.status().await == status).then_some(())).await;
     }
@@ -54,7 +54,7 @@ impl Order {
 
     /// Pays the order, and returns the payment's id.
     pub async fn pay_successfully(&self) -> Uuid {
-        let payment = self.pay("pm_card_ok").await.is(201);
+        let payment = self.pay("pm_card_ok").await.assert_status(201);
         assert_eq!(payment.text("status"), "succeeded", "{payment}");
         payment.id()
     }

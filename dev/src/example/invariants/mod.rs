@@ -164,12 +164,12 @@ pub enum Loss {
 
 /// Compares the service's tables with the ledger of the gateway at this address. The comparison is read-only.
 pub async fn check(database_url: &str, gateway: &Url) -> Result<CheckReport, Error> {
-    check_after(Loss::Impossible, database_url, gateway).await
+    check_with_loss(Loss::Impossible, database_url, gateway).await
 }
 
 /// Compares like [`check`]. With [`Loss::Possible`], charges and refunds without a row are reported as orphans, not as
 /// violations.
-pub async fn check_after(loss: Loss, database_url: &str, gateway: &Url) -> Result<CheckReport, Error> {
+pub async fn check_with_loss(loss: Loss, database_url: &str, gateway: &Url) -> Result<CheckReport, Error> {
     let client = crate::http::client(GATEWAY_TIMEOUT)?;
     let mut connection = PgConnection::connect(database_url).await?;
     let Tables { orders, idempotency_keys, mut violations } = Tables::read(&mut connection).await?;
@@ -204,7 +204,7 @@ async fn check_after_restores(owner_url: &str, gateway: &Url) -> Result<CheckRep
         sqlx::query_scalar("select exists (select from audit_restores)").fetch_one(&mut connection).await?;
     connection.close().await?;
     let loss = if was_restored { Loss::Possible } else { Loss::Impossible };
-    check_after(loss, owner_url, gateway).await
+    check_with_loss(loss, owner_url, gateway).await
 }
 
 /// Counts the payments and refunds without an outcome.

@@ -3,7 +3,7 @@ use serde_json::Value;
 
 use crate::traffic::{
     api::ApiResponse,
-    expectations::{CheckResult, check, has_status, list, number, text},
+    expectations::{CheckResult, check, check_status, list, number, text},
 };
 
 pub(crate) fn is_product(product: &Value) -> CheckResult {
@@ -34,7 +34,7 @@ pub(crate) fn is_order(order: &Value) -> CheckResult {
 }
 
 /// Checks that a payment belongs to this order, and has a state that its payment method allows.
-pub(crate) fn is_payment(
+pub(crate) fn check_payment(
     payment: &Value,
     order_id: &str,
     amount: i64,
@@ -56,10 +56,10 @@ pub(crate) fn is_payment(
 }
 
 /// Checks that the status code matches the payment's state: 202 while it is processing, otherwise 201.
-pub(crate) fn has_status_of_its_state(response: &ApiResponse) -> CheckResult {
+pub(crate) fn check_status_of_state(response: &ApiResponse) -> CheckResult {
     match text(&response.body, "status") {
-        "processing" => has_status(response, 202),
-        _ => has_status(response, 201),
+        "processing" => check_status(response, 202),
+        _ => check_status(response, 201),
     }
 }
 
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_payment_matches_its_order_and_its_card() {
-        let matches = |payment: &Value, method| is_payment(payment, "o", 700, "EUR", method);
+        let matches = |payment: &Value, method| check_payment(payment, "o", 700, "EUR", method);
         assert_eq!(matches(&payment("succeeded", &Value::Null), "pm_card_ok"), Ok(()));
         assert_eq!(matches(&payment("declined", &json!("card_expired")), "pm_card_expired"), Ok(()));
         assert_eq!(matches(&payment("processing", &Value::Null), "pm_card_expired"), Ok(()));
@@ -106,6 +106,6 @@ mod tests {
         assert!(matches(&payment("declined", &Value::Null), "pm_card_ok").is_err());
         assert!(matches(&payment("succeeded", &json!("none")), "pm_card_ok").is_err());
         assert!(matches(&payment("paid", &Value::Null), "pm_card_ok").is_err());
-        assert!(is_payment(&payment("succeeded", &Value::Null), "o", 701, "EUR", "pm_card_ok").is_err());
+        assert!(check_payment(&payment("succeeded", &Value::Null), "o", 701, "EUR", "pm_card_ok").is_err());
     }
 }

@@ -9,7 +9,7 @@ use super::memory::{CompletedRequest, PlacedOrder, Product};
 use crate::traffic::{
     api::{ApiResponse, Call},
     customer::Customer,
-    expectations::{check, is_rejected, list},
+    expectations::{check, check_rejection, list},
     request::{ApiRequest, RequestOutcome, lock},
 };
 
@@ -79,7 +79,7 @@ impl ApiRequest<'_> {
         let must_name_field =
             matches!(invalid_request, InvalidRequest::UnknownField(_) | InvalidRequest::QuantityOfZero(_));
         let expected = |response: &ApiResponse| {
-            is_rejected(response, status)?;
+            check_rejection(response, status)?;
             check(
                 "the rejection names the field",
                 !must_name_field || !list(&response.body, "errors").is_empty(),

@@ -4,13 +4,13 @@ use std::sync::Mutex;
 use serde_json::{Value, json};
 
 use super::{
-    expectations::{has_status_of_its_state, is_payment},
+    expectations::{check_payment, check_status_of_state},
     memory::{CompletedRequest, PayRequest, PlacedOrder, State},
 };
 use crate::traffic::{
     api::Call,
     customer::Customer,
-    expectations::{check, has_status, is_rejected, text},
+    expectations::{check, check_rejection, check_status, text},
     request::{ApiRequest, RequestOutcome, lock},
 };
 
@@ -35,11 +35,17 @@ impl ApiRequest<'_> {
                 is_in_progress =
                     is_retry && response.status == 409 && response.header("retry-after").is_some();
                 if is_in_progress {
-                    return is_rejected(response, 409);
+                    return check_rejection(response, 409);
                 }
                 check("a new payment is 201 or 202", [201, 202].contains(&response.status))?;
-                is_payment(&response.body, &order.id, order.total_amount, &order.currency, request.method)?;
-                has_status_of_its_state(response)?;
+                check_payment(
+                    &response.body,
+                    &order.id,
+                    order.total_amount,
+                    &order.currency,
+                    request.method,
+                )?;
+                check_status_of_state(response)?;
                 check("a new payment is not a replay", is_retry || !response.is_replayed())
             })
             .await;
@@ -75,9 +81,9 @@ impl ApiRequest<'_> {
         let call = Call::get(format!("/v1/payments/{payment_id}")).with_token(token);
         let outcome = self
             .send_as(customer, &call, |response| {
-                has_status(response, 200)?;
+                check_status(response, 200)?;
                 check("the response is the requested payment", text(&response.body, "id") == payment_id)?;
-                is_payment(&response.body, &order.id, order.total_amount, &order.currency, request.method)
+                check_payment(&response.body, &order.id, order.total_amount, &order.currency, request.method)
             })
             .await;
         match outcome {

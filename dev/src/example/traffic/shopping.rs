@@ -11,7 +11,7 @@ use super::{
 use crate::traffic::{
     api::{ApiResponse, Call},
     customer::Customer,
-    expectations::{check, has_status, is_page, list, number, text},
+    expectations::{check, check_page, check_status, list, number, text},
     request::{ApiRequest, RequestOutcome, lock},
 };
 
@@ -48,7 +48,7 @@ impl ApiRequest<'_> {
         };
         let outcome = self
             .send(&Call::get(path), |response| {
-                is_page(response, PRODUCTS_PAGE)?;
+                check_page(response, PRODUCTS_PAGE)?;
                 list(&response.body, "data").iter().try_for_each(is_product)
             })
             .await;
@@ -73,7 +73,7 @@ impl ApiRequest<'_> {
     async fn read_product(&self, product: &Product) {
         let outcome = self
             .send(&Call::get(format!("/v1/products/{}", product.id)), |response| {
-                has_status(response, 200)?;
+                check_status(response, 200)?;
                 is_product(&response.body)?;
                 check("the response is the requested product", text(&response.body, "id") == product.id)
             })
@@ -88,7 +88,7 @@ impl ApiRequest<'_> {
     async fn read_profile(&self, customer: &Mutex<Customer>, token: &str) {
         let identity = lock(customer).identity.clone();
         self.send_as(customer, &Call::get("/v1/me").with_token(token), |response| {
-            has_status(response, 200)?;
+            check_status(response, 200)?;
             let id = identity.as_ref().map(|identity| identity.id.as_str());
             check("the response is the current user", Some(text(&response.body, "id")) == id)
         })
@@ -106,7 +106,7 @@ impl ApiRequest<'_> {
         let call = Call::post("/v1/orders", &json!({ "items": items })).with_token(token).with_key(&key);
         let outcome = self
             .send_as(customer, &call, |response| {
-                has_status(response, 201)?;
+                check_status(response, 201)?;
                 is_order(&response.body)?;
                 check("a new order is unpaid", text(&response.body, "status") == "pending_payment")?;
                 let lines = items.as_array().map_or(0, Vec::len);
@@ -143,7 +143,7 @@ impl ApiRequest<'_> {
         };
         let outcome = self
             .send_as(customer, &call, |response| {
-                has_status(response, 200)?;
+                check_status(response, 200)?;
                 is_order(&response.body)?;
                 check("the response is the requested order", text(&response.body, "id") == order.id)?;
                 let total = number(&response.body, "total_amount");
@@ -162,7 +162,7 @@ impl ApiRequest<'_> {
         let call = Call::get(format!("/v1/orders?limit={ORDERS_PAGE}{filter}")).with_token(token);
         let identity = lock(customer).identity.clone();
         self.send_as(customer, &call, |response| {
-            is_page(response, ORDERS_PAGE)?;
+            check_page(response, ORDERS_PAGE)?;
             let id = identity.as_ref().map(|identity| identity.id.as_str());
             for order in list(&response.body, "data") {
                 check("a customer sees their own orders only", Some(text(order, "customer_id")) == id)?;
@@ -177,7 +177,7 @@ impl ApiRequest<'_> {
         let call = Call { body: None, ..Call::post(format!("/v1/orders/{}/cancel", order.id), &Value::Null) };
         let outcome = self
             .send_as(customer, &call.with_token(token), |response| {
-                has_status(response, 200)?;
+                check_status(response, 200)?;
                 is_order(&response.body)?;
                 check(
                     "a cancelled order has the status cancelled",
@@ -197,7 +197,7 @@ impl ApiRequest<'_> {
     async fn repeat(&self, customer: &Mutex<Customer>, token: &str, completed: CompletedRequest) {
         let outcome = self
             .send_as(customer, &completed.call.with_token(token), |response| {
-                has_status(response, completed.status)?;
+                check_status(response, completed.status)?;
                 check("a replay is marked as a replay", response.is_replayed())?;
                 check("a replay is the first response", response.body == completed.body)
             })

@@ -1,8 +1,10 @@
 //! The file of an export: JSON lines, compressed with gzip. The first line is a header. Then each seal is followed by
 //! its events. The last line states the number of the last seal and the number of events.
 use std::{
-    fs::File,
+    ffi::OsString,
+    fs::{File, Permissions},
     io::{self, BufRead, BufReader, BufWriter, Write},
+    os::unix::fs::PermissionsExt,
     path::Path,
 };
 
@@ -10,6 +12,7 @@ use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
+use tempfile::NamedTempFile;
 
 use super::{
     super::{
@@ -44,19 +47,49 @@ enum Line {
     },
 }
 
+/// Creates a file with another name in the directory of `path`. The file is written and verified under this name, and
+/// [`publish`] then renames the file to `path`. So an interrupted export leaves no truncated file at `path`, and the
+/// same command can be repeated.
+pub(super) fn create_partial(path: &Path) -> Result<NamedTempFile, VerifyError> {
+    let create = || {
+        // `publish` checks this too. Without this check, the error would follow only after the whole export.
+        if path.try_exists()? {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let mut prefix = path.file_name().map(OsString::from).unwrap_or_default();
+        prefix.push(".");
+        tempfile::Builder::new()
+            .prefix(&prefix)
+            .suffix(".partial")
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(directory_of(path))
+    };
+    create().map_err(VerifyError::file(path))
+}
+
+/// Renames a complete file to `path`. An existing file is never overwritten, because it may be the only copy of another
+/// export.
+pub(super) fn publish(partial: NamedTempFile, path: &Path) -> Result<(), VerifyError> {
+    let renamed = partial.persist_noclobber(path).map_err(|error| error.error);
+    // The new name must be on disk, not only in a cache, before the database drops the exported events.
+    renamed.and_then(|_| File::open(directory_of(path))?.sync_all()).map_err(VerifyError::file(path))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Writes the seals after the seal `after` up to `last_seal`, with their events. `position` is the position of the last
 /// event of the seal `after`. Returns the number of events.
 pub(super) async fn write(
     connection: &mut PgConnection,
     (after, mut position): (Head, EventPosition),
     last_seal: i64,
-    path: &Path,
+    partial: &NamedTempFile,
     on_progress: OnProgress<'_>,
 ) -> Result<u64, ExportError> {
-    let file_error = |error: io::Error| ExportError::Verify(VerifyError::file(path)(error));
-    // An existing file is never overwritten, because it may be the only copy of another export.
-    let file = File::create_new(path).map_err(file_error)?;
-    let mut file = GzEncoder::new(BufWriter::new(file), Compression::default());
+    let file_error = |error: io::Error| VerifyError::file(partial.path())(error);
+    let mut file = GzEncoder::new(BufWriter::new(partial.as_file()), Compression::default());
     let begin = Line::Begin { form: FORMAT.to_owned(), after_seal: after.number, after_hash: after.hash };
     write_line(&mut file, &begin).map_err(file_error)?;
     let (mut number, mut events) = (after.number, 0);
@@ -79,8 +112,8 @@ pub(super) async fn write(
     }
     write_line(&mut file, &Line::End { last_seal, events }).map_err(file_error)?;
     let file = file.finish().and_then(|buffer| buffer.into_inner().map_err(io::IntoInnerError::into_error));
-    // The file must be on disk, not only in a cache, before the database drops the exported events.
-    file.and_then(|file| file.sync_all()).map_err(file_error)?;
+    // The contents must be on disk, too.
+    file.and_then(File::sync_all).map_err(file_error)?;
     Ok(events)
 }
 

@@ -100,14 +100,16 @@ pub async fn export(
     let (head, end) =
         exported.as_ref().map_or((Head::NONE, EventPosition::START), |last| (last.head, last.end));
     let written = if last_seal > head.number {
-        let events = file::write(&mut connection, (head, end), last_seal, path, on_progress).await?;
-        verify_export(path, KnownHeads::new(), on_progress)?;
+        let partial = file::create_partial(path)?;
+        let events = file::write(&mut connection, (head, end), last_seal, &partial, on_progress).await?;
+        verify_export(partial.path(), KnownHeads::new(), on_progress)?;
         let written = ExportSummary {
             first_seal: head.number + 1,
             last_seal,
             events,
-            file_sha256: file::sha256_of(path)?,
+            file_sha256: file::sha256_of(partial.path())?,
         };
+        file::publish(partial, path)?;
         record(&mut connection, &written).await?;
         Some(written)
     } else {
@@ -158,7 +160,7 @@ async fn record(connection: &mut PgConnection, written: &ExportSummary) -> Resul
     );
     let recorded = instrument_query("audit_exports.insert", statement.execute(connection)).await;
     recorded.inspect_err(|error| failures::count_lost_events(error, 1))?;
-    event.mirror();
+    event.log_and_count();
     Ok(())
 }
 

@@ -64,7 +64,7 @@ async fn drop_partition(
         match instrument_query("audit_events.drop", statement.fetch_one(&mut *connection)).await {
             Ok(dropped) => {
                 if dropped {
-                    event.mirror();
+                    event.log_and_count();
                 }
                 return Ok(dropped);
             }

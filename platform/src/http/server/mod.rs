@@ -31,7 +31,7 @@ use tower::Service;
 use self::timed_stream::{Requests, TimedStream};
 use super::{
     client_address,
-    shares::{Share, Shares},
+    network_slots::{NetworkSlot, NetworkSlots},
 };
 
 /// Maximum size, in bytes, of all headers of one request. A browser with many cookies sends a quarter of this size. The
@@ -153,7 +153,7 @@ impl Listener {
                 permits: Arc::new(Semaphore::new(
                     self.limits.max_connections.clamp(1, Semaphore::MAX_PERMITS),
                 )),
-                shares: Shares::new(self.limits.max_connections_per_address),
+                slots: NetworkSlots::new(self.limits.max_connections_per_address),
                 proxies: self.limits.proxies,
             },
             ConnectionContext {
@@ -240,19 +240,19 @@ struct ConnectionContext {
 /// The limits that decide which connections are accepted.
 struct ConnectionLimits {
     permits: Arc<Semaphore>,
-    shares: Shares,
+    slots: NetworkSlots,
     proxies: Vec<IpNet>,
 }
 
 impl ConnectionLimits {
     /// Takes one of the connection slots that the peer's address is allowed to use. Returns `Ok(None)` if the address
     /// is exempt from the limit, and an error if the address has no free slot.
-    fn share(&self, peer: SocketAddr) -> Result<Option<Share>, ()> {
+    fn take_slot(&self, peer: SocketAddr) -> Result<Option<NetworkSlot>, ()> {
         let address = peer.ip().to_canonical();
         if client_address::is_within(&self.proxies, address) {
             return Ok(None);
         }
-        self.shares.take(client_address::network(address)).map(Some).ok_or(())
+        self.slots.take(client_address::network(address)).map(Some).ok_or(())
     }
 }
 
@@ -270,8 +270,8 @@ async fn accept(
             let Ok(permit) = Arc::clone(&limits.permits).acquire_owned().await else { return };
             match socket.accept().await {
                 Ok((stream, peer)) => {
-                    if let Ok(share) = limits.share(peer) {
-                        connections.spawn(context.clone().serve_connection(stream, peer, (permit, share)));
+                    if let Ok(slot) = limits.take_slot(peer) {
+                        connections.spawn(context.clone().serve_connection(stream, peer, (permit, slot)));
                     } else {
                         REFUSED.inc();
                         tracing::debug!(%peer, "rejected a connection: its address has too many open connections");
@@ -304,7 +304,7 @@ impl ConnectionContext {
         self,
         stream: TcpStream,
         peer: SocketAddr,
-        _permits: (OwnedSemaphorePermit, Option<Share>),
+        _permits: (OwnedSemaphorePermit, Option<NetworkSlot>),
     ) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "the client disconnected before its first request");

@@ -26,7 +26,7 @@ use tokio::{
 use crate::build_info::BuildInfo;
 
 /// Maximum duration of a round, which runs all checks.
-const DEADLINE: Duration = Duration::from_secs(1);
+const ROUND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time for which the results of a round are cached.
 const CACHE_TIME: Duration = Duration::from_secs(1);
@@ -283,8 +283,8 @@ async fn run(checks: &[NamedCheck]) -> Round {
         .map(|named| {
             let NamedCheck { name, check, .. } = named.clone();
             let task = tokio::spawn(async move {
-                let outcome = timeout_at(began + DEADLINE, check()).await.unwrap_or_else(|_| {
-                    tracing::warn!(check = name, "health check timed out after {DEADLINE:?}");
+                let outcome = timeout_at(began + ROUND_TIMEOUT, check()).await.unwrap_or_else(|_| {
+                    tracing::warn!(check = name, "health check timed out after {ROUND_TIMEOUT:?}");
                     Err(TOO_SLOW)
                 });
                 (outcome, began.elapsed())

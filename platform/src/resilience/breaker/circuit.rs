@@ -11,7 +11,7 @@ pub(super) enum Verdict {
     Succeeded,
     Failed,
     /// The call was cancelled before it had an outcome.
-    None,
+    Cancelled,
 }
 
 /// The kind of a call.
@@ -27,7 +27,7 @@ pub(super) enum Call {
 pub(super) struct Circuit {
     /// Number of transitions. The verdict on a call is ignored if a transition has happened since the call was
     /// admitted.
-    pub(super) epoch: u64,
+    pub(super) transitions: u64,
     phase: Phase,
 }
 
@@ -48,7 +48,7 @@ pub(super) const PROBES_IN_FLIGHT: Open = Open { retry_after: Duration::from_sec
 
 impl Circuit {
     pub(super) fn closed(settings: &Settings) -> Self {
-        Self { epoch: 0, phase: Phase::closed(settings.window) }
+        Self { transitions: 0, phase: Phase::closed(settings.window) }
     }
 
     pub(super) fn state(&self) -> State {
@@ -60,7 +60,7 @@ impl Circuit {
     }
 
     fn enter(&mut self, phase: Phase) {
-        self.epoch += 1;
+        self.transitions += 1;
         self.phase = phase;
     }
 
@@ -70,23 +70,23 @@ impl Circuit {
         }
     }
 
-    /// Admits a call, and returns the current epoch. In the half-open state, one background call at a time is admitted
+    /// Admits a call, and returns the number of transitions so far. In the half-open state, one background call at a time is admitted
     /// in addition to the foreground probes. A background call in flight uses up no foreground probe, and its success
     /// counts towards closing the breaker.
     pub(super) fn admit(&mut self, call: Call, settings: &Settings, now: Instant) -> Result<u64, Open> {
         self.half_open_if_due(now);
         match (&mut self.phase, call) {
-            (Phase::Closed(_), _) => Ok(self.epoch),
+            (Phase::Closed(_), _) => Ok(self.transitions),
             (Phase::Open { until }, _) => Err(Open { retry_after: until.duration_since(now) }),
             (Phase::HalfOpen { in_flight, succeeded, .. }, Call::Foreground)
                 if *in_flight + *succeeded < settings.probes.max(1) =>
             {
                 *in_flight += 1;
-                Ok(self.epoch)
+                Ok(self.transitions)
             }
             (Phase::HalfOpen { background, .. }, Call::Background) if *background == 0 => {
                 *background += 1;
-                Ok(self.epoch)
+                Ok(self.transitions)
             }
             (Phase::HalfOpen { .. }, _) => Err(PROBES_IN_FLIGHT),
         }
@@ -94,12 +94,12 @@ impl Circuit {
 
     pub(super) fn judge(
         &mut self,
-        (epoch, call): (u64, Call),
+        (transitions, call): (u64, Call),
         verdict: Verdict,
         settings: &Settings,
         now: Instant,
     ) {
-        if epoch != self.epoch {
+        if transitions != self.transitions {
             return;
         }
         match (&mut self.phase, verdict) {
@@ -113,7 +113,10 @@ impl Circuit {
             (Phase::HalfOpen { .. }, Verdict::Failed) => {
                 self.enter(Phase::Open { until: now + settings.open_for });
             }
-            (Phase::HalfOpen { in_flight, background, succeeded }, Verdict::Succeeded | Verdict::None) => {
+            (
+                Phase::HalfOpen { in_flight, background, succeeded },
+                Verdict::Succeeded | Verdict::Cancelled,
+            ) => {
                 match call {
                     Call::Foreground => *in_flight -= 1,
                     Call::Background => *background -= 1,
@@ -123,7 +126,7 @@ impl Circuit {
                     self.enter(Phase::closed(settings.window));
                 }
             }
-            (Phase::Closed(_), Verdict::None) | (Phase::Open { .. }, _) => {}
+            (Phase::Closed(_), Verdict::Cancelled) | (Phase::Open { .. }, _) => {}
         }
     }
 }

@@ -160,8 +160,8 @@ impl Breaker {
     }
 
     fn permit(&self, call: Call) -> Result<Permit, Open> {
-        let epoch = self.0.change(|circuit, settings, now| circuit.admit(call, settings, now))?;
-        Ok(Permit { breaker: Arc::clone(&self.0), call: (epoch, call), judged: false })
+        let transitions = self.0.change(|circuit, settings, now| circuit.admit(call, settings, now))?;
+        Ok(Permit { breaker: Arc::clone(&self.0), call: (transitions, call), judged: false })
     }
 }
 
@@ -213,7 +213,7 @@ impl Inner {
 #[must_use = "the call's outcome must be reported"]
 pub struct Permit {
     breaker: Arc<Inner>,
-    /// The circuit's epoch when the call was admitted, and the call's kind.
+    /// The circuit's number of transitions when the call was admitted, and the call's kind.
     call: (u64, Call),
     judged: bool,
 }
@@ -240,7 +240,8 @@ impl Drop for Permit {
     fn drop(&mut self) {
         if !self.judged {
             let call = self.call;
-            self.breaker.change(|circuit, settings, now| circuit.judge(call, Verdict::None, settings, now));
+            self.breaker
+                .change(|circuit, settings, now| circuit.judge(call, Verdict::Cancelled, settings, now));
         }
     }
 }

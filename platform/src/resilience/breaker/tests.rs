@@ -186,8 +186,8 @@ proptest! {
             let before = circuit.state();
             let verdict = match step {
                 Step::Call(call) => {
-                    if let Ok(epoch) = circuit.admit(call, &SETTINGS, now) {
-                        calls.push_back((epoch, call));
+                    if let Ok(transitions) = circuit.admit(call, &SETTINGS, now) {
+                        calls.push_back((transitions, call));
                         if let Some(opened_at) = opened_at {
                             prop_assert!(now >= opened_at + SETTINGS.open_for, "admitted while open");
                         }
@@ -197,12 +197,12 @@ proptest! {
                 Step::Wait(milliseconds) => { now += Duration::from_millis(milliseconds); None }
                 Step::Succeed => Some(Verdict::Succeeded),
                 Step::Fail => Some(Verdict::Failed),
-                Step::Cancel => Some(Verdict::None),
+                Step::Cancel => Some(Verdict::Cancelled),
             };
             if let Some(verdict) = verdict && let Some(call) = calls.pop_front() {
                 circuit.judge(call, verdict, &SETTINGS, now);
             }
-            let probes = |kind| calls.iter().filter(|call| **call == (circuit.epoch, kind)).count();
+            let probes = |kind| calls.iter().filter(|call| **call == (circuit.transitions, kind)).count();
             if circuit.state() == State::HalfOpen {
                 let (requests, background) = (probes(Call::Foreground), probes(Call::Background));
                 prop_assert!(requests <= SETTINGS.probes as usize, "{requests} probes at once");

@@ -21,8 +21,9 @@ struct Inner {
     current: RwLock<String>,
 }
 
-/// Returns the filter of the log lines, and the handle that changes it. Only the filter can be replaced, because
-/// replacing a layer would lose registered data, on which traces depend.
+/// Returns the filter of the log lines, and the handle that changes it. Only the filter can be replaced, not its layer.
+/// A layer with a filter is registered with the subscriber once, at start. A layer that replaced it would not be
+/// registered, so its filter would not work.
 pub(crate) fn reloadable(
     environment: Environment,
     configured: Option<&str>,
@@ -77,7 +78,8 @@ fn parse(expression: &str) -> Result<EnvFilter, String> {
     if expression.trim().is_empty() {
         return Err("an empty filter logs errors only: write error or off".to_owned());
     }
-    // In a filter, `app` means the code of the service, which is in the service's crate and in the crate `platform`.
+    // In a filter, `app` means all code of the service, which is in the crates `app` and `platform`. So a directive for
+    // `app` is repeated for `platform`.
     let own = expression.split(',').filter_map(|directive| directive.trim().strip_prefix("app"));
     let own = own.filter(|rest| rest.is_empty() || rest.starts_with('='));
     let directives: Vec<_> = own.map(|rest| format!("platform{rest}")).collect();

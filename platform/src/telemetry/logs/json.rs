@@ -1,8 +1,9 @@
 //! Log lines for machines: one JSON object each.
 //!
-//! Every line starts with the same keys. The event's own fields follow at the same level, so that queries need not know
-//! which module logged them. A field with the name of one of these fixed keys is written as `field.NAME`, because JSON
-//! parsers disagree about duplicate keys.
+//! Every line starts with the fixed keys (`KEYS`), except those without a value, such as `user_id` outside of a
+//! request. The event's own fields follow in the same object, so that queries need not know which module logged them. A
+//! field with the name of one of these fixed keys is written as `field.NAME`, because JSON parsers disagree about
+//! duplicate keys.
 use std::{error::Error, fmt::Debug};
 
 use chrono::SecondsFormat;
@@ -84,7 +85,7 @@ impl Fields<'_> {
         }
     }
 
-    /// Writes a field whose text `write` formats into the buffer.
+    /// Writes a field as text. `write` formats the text into the reused buffer.
     fn text(&mut self, field: &Field, write: impl FnOnce(&mut String)) {
         if is_written_separately(field.name()) {
             return;

@@ -2,7 +2,8 @@
 //! `OTEL_LOGS_EXPORTER=otlp` each line is also exported as a log record.
 //!
 //! A line takes its correlation id and its user from the [task's context](correlation), and its trace from the current
-//! span, never from span fields. So a line is complete with every filter, and opening a span formats nothing.
+//! span, never from span fields. So no filter can remove these ids from a line, and opening a span does not format its
+//! fields.
 //!
 //! Logging never blocks. Lines go through a bounded queue to a separate thread. Lines that do not fit into the queue,
 //! or cannot be written (a full disk, a closed pipe), are lost and counted in `log_lines_dropped_total`. Audit log
@@ -106,13 +107,13 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 }
 
-/// Returns the trace and the span of an event. The SDK may log while it holds a span's lock, and reading the ids
-/// would wait for the same lock. So the SDK's own events have no trace.
+/// Returns the trace and the span of an event. The SDK may log while it holds a span's lock. Reading the ids at that
+/// moment would deadlock, so the SDK's own events have no trace.
 fn trace(metadata: &Metadata<'_>) -> Option<(TraceId, SpanId)> {
     if metadata.target().starts_with("opentelemetry") {
         return None;
     }
-    current_span::current(|span| (span.trace_id(), span.span_id()))
+    current_span::read_current_span(|span| (span.trace_id(), span.span_id()))
 }
 
 impl Line<'_> {
@@ -160,8 +161,8 @@ fn chain(text: &mut String, error: &(dyn std::error::Error + 'static)) {
     }
 }
 
-/// Returns whether a field is not among the event's own fields. The message has its own key, and the fields of the
-/// `log` crate are in the event's metadata.
+/// Returns whether a field must not be written among the event's own fields. The message is written under its own key.
+/// The `log.*` fields only repeat the metadata of an event of the `log` crate.
 fn is_written_separately(name: &str) -> bool {
     name == "message" || name.starts_with("log.")
 }

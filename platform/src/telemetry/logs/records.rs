@@ -1,8 +1,9 @@
 //! Export of log lines as OpenTelemetry log records, in addition to the lines themselves.
 //!
-//! A record has the same fields as the JSON line, under the same names. The crate `opentelemetry-appender-tracing` is
-//! not used, because it omits the causes of errors and the task's context. It also reads the trace from
-//! `opentelemetry::Context`, which is empty because the tracing layer is built without context activation.
+//! The attributes of a record have the same names as the fields of the JSON line. The crate
+//! `opentelemetry-appender-tracing` is not used, because it omits the causes of errors and the task's context. It also
+//! reads the trace from `opentelemetry::Context`, which is empty because the tracing layer is built without context
+//! activation.
 use std::{error::Error, fmt::Debug, time::Duration};
 
 use opentelemetry::{
@@ -129,7 +130,7 @@ impl Attributes<'_> {
         self.0.add_attribute(key, value);
     }
 
-    /// Adds a field whose text `write` formats.
+    /// Adds a field as text, which `write` formats.
     fn text(&mut self, field: &Field, write: impl FnOnce(&mut String)) {
         let mut text = String::new();
         write(&mut text);

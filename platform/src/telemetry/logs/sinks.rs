@@ -51,14 +51,15 @@ pub enum LogsError {
     Metric(#[from] prometheus::Error),
 }
 
-/// Maximum number of queued lines per sink: a few megabytes, or the lines of a busy service in about a second. If the
-/// reader of the output stalls, at most these lines are held in memory.
+/// Maximum number of queued lines per sink: a few megabytes, or the lines of a busy service in about a second. This
+/// limits the memory that is used while the reader of the output stalls.
 const MAX_QUEUED_LINES: usize = 8_192;
 
 /// Maximum number of queued audit log lines per sink: those of a busy service in about half a minute. Audit log lines
 /// have a queue of their own, so that neither a flood of other lines nor a slow reader causes their loss. A reader that
-/// stalls permanently must not stop the service, so lines that do not fit are dropped and counted. Their events are in
-/// the database, and the number and hash of the newest seal are logged again at each sealing interval.
+/// stalls permanently must not stop the service, so lines that do not fit are dropped and counted. The audit events of
+/// dropped lines are not lost, because the database stores them. The number and hash of the newest seal (see
+/// `docs/audit.md`) are logged again at each sealing interval.
 const MAX_QUEUED_AUDIT_LINES: usize = 16_384;
 
 /// A queue, and a thread that writes its lines.
@@ -73,14 +74,14 @@ pub(in crate::telemetry) struct Sink {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SinkKind {
     Audit,
-    Other,
+    Regular,
 }
 
 impl SinkKind {
     fn max_queued_lines(self) -> usize {
         match self {
             Self::Audit => MAX_QUEUED_AUDIT_LINES,
-            Self::Other => MAX_QUEUED_LINES,
+            Self::Regular => MAX_QUEUED_LINES,
         }
     }
 }
@@ -91,9 +92,9 @@ pub(in crate::telemetry) struct Guards(Vec<WorkerGuard>);
 impl Guards {
     /// Lets each thread write its queued lines, for at most `timeout`.
     ///
-    /// Each guard is dropped on a separate thread. If no process reads the output any more, dropping a guard blocks
-    /// forever, because the guard reports the failure on the same output. Such a guard must delay neither the other
-    /// sinks nor the process.
+    /// Each guard is dropped on a separate thread. If the reader of standard output stalls and a queue is full,
+    /// dropping the queue's guard blocks forever, because the guard prints an error to standard output. Such a guard
+    /// must delay neither the other sinks nor the end of the process.
     pub(in crate::telemetry) fn finish(self, timeout: Duration) {
         let (finished, all_finished) = mpsc::channel::<()>();
         for guard in self.0 {
@@ -119,11 +120,11 @@ pub(in crate::telemetry) fn open(
     // Two threads share standard output. Each thread writes whole batches under this lock.
     let stdout = Arc::default();
     let format = stdout_format(settings.format);
-    opened.add("log-stdout", format, SinkKind::Other, io::stdout(), Arc::clone(&stdout));
+    opened.add("log-stdout", format, SinkKind::Regular, io::stdout(), Arc::clone(&stdout));
     opened.add("log-stdout-audit", format, SinkKind::Audit, io::stdout(), stdout);
     if let Some(directory) = &settings.directory {
         let files = [
-            ("log-file", BuildInfo::current().name, SinkKind::Other),
+            ("log-file", BuildInfo::current().name, SinkKind::Regular),
             // Pruning selects files by their name prefix, so neither name may be a prefix of the other.
             ("log-audit", "audit", SinkKind::Audit),
         ];
@@ -138,19 +139,20 @@ pub(in crate::telemetry) fn open(
     Ok((opened.sinks, Guards(opened.guards)))
 }
 
-/// Opens daily files (UTC). The file that is being written is always kept.
+/// Opens a writer of daily files (UTC), which deletes all but the newest `kept` files, and keeps at least two.
 fn daily_files(
     directory: &Path,
     name: &str,
     kept: usize,
 ) -> Result<RollingFileAppender, Box<dyn Error + Send + Sync>> {
-    // The appender would also create the directory, but first logs on standard error that it is missing.
+    // The appender would also create a missing directory, but would first print an error to standard error.
     fs::create_dir_all(directory)?;
     let appender = RollingFileAppender::builder()
         .rotation(Rotation::DAILY)
         .filename_prefix(name)
         .filename_suffix("log")
-        .max_log_files(kept.max(1))
+        // With a maximum of one, tracing-appender 0.2 would delete the current file at each start, before it opens it.
+        .max_log_files(kept.max(2))
         .build(directory)?;
     Ok(appender)
 }
@@ -201,7 +203,7 @@ impl Sink {
     pub(super) fn accepts(&self, target: &str) -> bool {
         match self.kind {
             SinkKind::Audit => is_audit(target),
-            SinkKind::Other => !is_audit(target),
+            SinkKind::Regular => !is_audit(target),
         }
     }
 
@@ -211,14 +213,14 @@ impl Sink {
     }
 }
 
-/// Pause of the writing thread after each batch, during which the next lines are queued. Without this pause, each line
-/// would cost its request a wake-up, a write and a thread switch.
+/// Pause of the writing thread after each batch, during which the next lines are queued. Without this pause, most
+/// batches would be a single line, and each line would cost a thread wake-up and a write.
 const BATCH_PAUSE: Duration = Duration::from_millis(2);
 
 /// Maximum number of bytes in one write.
 const MAX_BATCH_BYTES: usize = 64 * 1024;
 
-/// Pause before the next attempt to write to an output that is full.
+/// Pause before the next attempt to write to a full output, such as a pipe with a slow reader.
 const FULL_PAUSE: Duration = Duration::from_millis(5);
 
 /// Maximum time for which a write to a full output is retried. Then the batch is lost.
@@ -227,8 +229,8 @@ const MAX_FULL_TIME: Duration = Duration::from_secs(5);
 /// The state of an output, which several threads may share.
 #[derive(Debug, Default)]
 struct OutputState {
-    /// `true` if the last write ended within a line. Then the next batch starts a new line. Otherwise its first line
-    /// would be appended to the torn line, and be unreadable, too.
+    /// `true` if the last write ended within a line. Then the next batch starts with a newline. Without it, the first
+    /// line of the batch would be appended to the torn line, and both would be unreadable.
     is_within_line: bool,
 }
 
@@ -236,10 +238,10 @@ struct OutputState {
 /// ignores errors. It flushes as soon as the queue is empty.
 ///
 /// Container runtimes and test runners may pass a non-blocking pipe as the output. If the reader of the pipe is slow, a
-/// write fails after part of a line, and the rest is retried.
+/// write may end in the middle of a line. The rest is then retried.
 struct Batch<W> {
     inner: W,
-    /// Locked while a batch is written, because one batch may take several writes.
+    /// Locked while a batch is written. One batch may take several writes, and no other sink may write between them.
     output: Arc<Mutex<OutputState>>,
     lines: Vec<u8>,
     count: usize,
@@ -310,7 +312,7 @@ impl<W: Write> Write for Batch<W> {
     }
 }
 
-/// The counters of lost lines: one of each queue, one of all failed writes, and one of the export.
+/// The counters of lost lines: one for each queue, one for all failed writes, and one for the export.
 #[derive(Default)]
 struct Losses {
     overflowed: Vec<ErrorCounter>,
@@ -346,7 +348,7 @@ impl Collector for LossesCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        // The same options have already produced a valid description.
+        // This never fails, because the same options have already produced a valid description.
         let Ok(counter) = IntCounter::with_opts(self.options.clone()) else { return Vec::new() };
         counter.inc_by(self.losses.total());
         counter.collect()
@@ -374,7 +376,7 @@ mod tests {
     #[test]
     fn lines_that_cannot_be_written_are_counted() {
         let mut opened = OpenSinks::default();
-        opened.add("log-test", Format::Json, SinkKind::Other, FullDisk, Arc::default());
+        opened.add("log-test", Format::Json, SinkKind::Regular, FullDisk, Arc::default());
         for sink in &opened.sinks {
             sink.write(b"{}\n");
             sink.write(b"{}\n");
@@ -406,7 +408,13 @@ mod tests {
         let (writes, written) = mpsc::channel();
         let (resume_sender, resume) = mpsc::channel();
         let mut opened = OpenSinks::default();
-        opened.add("log-test", Format::Json, SinkKind::Other, SlowWriter { writes, resume }, Arc::default());
+        opened.add(
+            "log-test",
+            Format::Json,
+            SinkKind::Regular,
+            SlowWriter { writes, resume },
+            Arc::default(),
+        );
         let sink = &opened.sinks[0];
         sink.write(b"first\n");
         assert_eq!(written.recv().unwrap(), b"first\n");
@@ -439,7 +447,7 @@ mod tests {
         let reader = thread::spawn(move || read_slowly(reader));
         let mut opened = OpenSinks::default();
         let shared = Arc::default();
-        for kind in [SinkKind::Other, SinkKind::Audit] {
+        for kind in [SinkKind::Regular, SinkKind::Audit] {
             // Standard output buffers in the same way.
             let output = io::LineWriter::new(output.try_clone().unwrap());
             opened.add("log-test", Format::Json, kind, output, Arc::clone(&shared));

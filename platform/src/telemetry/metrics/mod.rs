@@ -22,7 +22,7 @@ crate::metrics! {
     static BUILD_INFO: gauge = "build_info" { version, commit };
 }
 
-/// Returns the metric after its registration.
+/// Returns the registered metric.
 ///
 /// # Panics
 /// The name is taken or invalid. This is a bug, which the first start reveals.

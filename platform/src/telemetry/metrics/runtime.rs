@@ -1,4 +1,4 @@
-//! Metrics of the Tokio runtime's load. Tasks in its queues are ready and wait for a thread.
+//! Metrics of the Tokio runtime's load. Tasks in the runtime's global queue are ready and wait for a thread.
 use prometheus::{
     Counter, IntGauge, Opts,
     core::{Collector, Desc},
@@ -15,7 +15,7 @@ struct Runtime {
     busy: Counter,
 }
 
-/// Registers the runtime's metrics. A process has one runtime.
+/// Registers the runtime's metrics. They have no labels, because a process has only one runtime.
 pub(super) fn register(runtime: &Handle) {
     let registered =
         Runtime::new(runtime.metrics()).and_then(|runtime| prometheus::register(Box::new(runtime)));

@@ -1,9 +1,9 @@
 //! Histograms with exemplars: each bucket stores the trace of a recent operation. An exemplar leads from a latency
-//! spike to a trace that was part of it.
+//! spike to the trace of one of its operations.
 //!
 //! The `prometheus` crate has no exemplars, so they are stored separately, and only the `OpenMetrics` format exposes
-//! them. Storing an exemplar does not wait for a bucket. If another thread uses the bucket's exemplar at that time, the
-//! new exemplar is dropped.
+//! them. Storing an exemplar does not wait for the lock of its bucket. If another thread holds this lock, the new
+//! exemplar is dropped.
 use std::{
     collections::HashMap,
     sync::{Arc, LazyLock, Mutex, PoisonError, RwLock},
@@ -26,7 +26,7 @@ pub struct TracedHistograms {
     exemplars: Arc<Exemplars>,
 }
 
-/// One of the observations in a bucket.
+/// One of the observations in a bucket, with the ids of the operation's trace and span.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Exemplar {
     pub(super) trace_id: TraceId,
@@ -72,7 +72,7 @@ impl TracedHistograms {
     pub fn observe(&self, labels: &[&str], duration: Duration) {
         let seconds = duration.as_secs_f64();
         self.histograms.with_label_values(labels).observe(seconds);
-        let exemplar = current_span::current(|span| {
+        let exemplar = current_span::read_current_span(|span| {
             let exemplar = |span: &SpanContext| Exemplar {
                 trace_id: span.trace_id(),
                 span_id: span.span_id(),

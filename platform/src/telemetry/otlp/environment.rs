@@ -16,11 +16,11 @@ use crate::{
 /// cannot delay the end of the process.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Ends of the names of the export variables. Each follows `OTEL_EXPORTER_OTLP_`, `OTEL_EXPORTER_OTLP_TRACES_` or
+/// Name suffixes of the export variables. Each follows `OTEL_EXPORTER_OTLP_`, `OTEL_EXPORTER_OTLP_TRACES_` or
 /// `OTEL_EXPORTER_OTLP_LOGS_`.
 const EXPORT_VARIABLES: [&str; 5] = ["COMPRESSION", "ENDPOINT", "HEADERS", "PROTOCOL", "TIMEOUT"];
 
-/// The other supported variables of the specification, in addition to those in the table of settings.
+/// Supported variables that are neither export variables nor settings of [`OpenTelemetry`].
 const SUPPORTED: [&str; 10] = [
     "OTEL_TRACES_EXPORTER",
     "OTEL_BSP_MAX_QUEUE_SIZE",
@@ -39,7 +39,7 @@ fn names_of(signal: Signal, variable: &str) -> [String; 2] {
     [format!("OTEL_EXPORTER_OTLP_{}_{variable}", signal.name()), format!("OTEL_EXPORTER_OTLP_{variable}")]
 }
 
-/// Reads an environment variable that is not in the table of settings. An empty value counts as unset.
+/// Reads an environment variable that is not declared as a setting. An empty value counts as unset.
 fn read_variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.trim().is_empty())
 }
@@ -53,8 +53,8 @@ pub(in crate::telemetry) fn names(list: &str) -> impl Iterator<Item = &str> {
 /// of its exporter turns the export off.
 ///
 /// # Errors
-/// The endpoint of the signal is not a URL, or is required and not set. The exporter itself would silently drop all data
-/// if the URL had no scheme.
+/// The signal's own endpoint variable is not a URL, or log records are to be exported and no endpoint is set. The URL
+/// is checked here, because the exporter would silently drop all data if the URL had no scheme.
 pub(super) fn endpoint(signal: Signal, settings: &OpenTelemetry) -> Result<Option<Url>, ExportError> {
     let is_exported = match signal {
         // The SDK does not read `OTEL_TRACES_EXPORTER`.

@@ -1,4 +1,4 @@
-//! The OTLP export of all signals: the variables of the specification, transport, resource and lost items.
+//! The OTLP export of spans and log records: the variables of the specification, transport, resource and lost items.
 //!
 //! The SDK reads most `OTEL_*` variables itself, and this module handles the rest.
 mod environment;
@@ -27,7 +27,8 @@ pub enum ExportError {
     /// The protocol is not supported.
     #[error("OTEL_EXPORTER_OTLP_PROTOCOL must be grpc or http/protobuf")]
     Protocol,
-    /// The endpoint of one signal is invalid. The endpoint of all signals is checked as a setting.
+    /// The variable with the endpoint of a single signal is invalid. `OTEL_EXPORTER_OTLP_ENDPOINT`, the endpoint of all
+    /// signals, is checked with the settings.
     #[error("{name} {rule}")]
     Endpoint {
         /// The name of the variable.
@@ -56,7 +57,7 @@ pub(super) enum Signal {
 impl Signal {
     const ALL: [Self; 2] = [Self::Traces, Self::Logs];
 
-    /// Returns the name within the variables of the specification.
+    /// Returns the signal's part of a variable name, such as `TRACES` in `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`.
     fn name(self) -> &'static str {
         match self {
             Self::Traces => "TRACES",
@@ -65,9 +66,9 @@ impl Signal {
     }
 }
 
-/// The connection of an exporter. The exporter itself reads endpoint, headers and compression from the environment,
-/// because it treats the two kinds of endpoints differently. Over HTTP, it adds a path to the endpoint of all signals,
-/// and uses the endpoint of one signal unchanged.
+/// The connection of an exporter. The exporter itself reads the endpoint, headers and compression from the environment.
+/// Over HTTP, the exporter adds a path to the endpoint of all signals, but uses the endpoint of a single signal
+/// unchanged. So this module must not pass an endpoint.
 ///
 /// Both protocols trust the certificates of the operating system, and use no proxy. By default the gRPC exporter trusts
 /// no certificate at all (opentelemetry-rust#2008).

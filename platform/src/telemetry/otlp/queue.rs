@@ -1,8 +1,8 @@
-//! Counts of the items that wait for their export, and of those that are lost.
+//! Counts of the items (spans or log records) that wait for their export, and of lost items.
 //!
 //! The SDK drops items when its queue is full and when an export fails, and does not expose the number of items that a
-//! full queue drops. So the processors admit only as many items as the SDK's queue holds, and count the items that they
-//! drop. The SDK's queue then never overflows.
+//! full queue drops. So the service's own processors, which wrap the SDK's, admit only as many items as the SDK's queue
+//! holds, and count the items that they drop. The SDK's queue then never overflows.
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize, Ordering},

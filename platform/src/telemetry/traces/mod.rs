@@ -43,7 +43,7 @@ use super::{
 /// The header that carries the correlation id.
 pub const CORRELATION_HEADER: &str = "x-correlation-id";
 
-/// Returns the provider of spans, or `None` if `OTEL_SDK_DISABLED` is set.
+/// Returns the provider of spans, or `None` if `OTEL_SDK_DISABLED` is true.
 ///
 /// Must be called within the tokio runtime, because the gRPC client needs the runtime.
 pub(super) fn provider(
@@ -79,7 +79,7 @@ pub(super) fn install_propagators(settings: &OpenTelemetry) {
     global::set_text_map_propagator(TextMapCompositePropagator::new(propagators.collect()));
 }
 
-/// Links `span` to the span that started its work, as stored by [`current_trace_parent`].
+/// Links `span` to the span that started its work. `trace_parent` is the stored result of [`current_trace_parent`].
 pub fn link(span: &Span, trace_parent: Option<&str>) {
     let Some(trace_parent) = trace_parent else { return };
     let carrier = HashMap::from([("traceparent".to_owned(), trace_parent.to_owned())]);
@@ -115,7 +115,8 @@ pub fn join_or_link(headers: &HeaderMap, span: &Span, trusted: bool) {
     });
     let Some(caller) = caller else { return };
     if trusted {
-        // This fails if there is no trace layer, or the span is filtered out. Then there is no span to join.
+        // This fails if there is no trace layer, or the span is filtered out. Then no span is exported that could join
+        // the caller's trace.
         let _no_traces = span.set_parent(caller);
     } else {
         // `add_link` ignores an invalid context.

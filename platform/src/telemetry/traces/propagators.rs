@@ -1,7 +1,8 @@
 //! The propagators of `OTEL_PROPAGATORS` that the SDK lacks: B3 and Jaeger.
 //!
-//! Both formats carry the content of `traceparent` in another order. Their crates are no longer maintained: the one
-//! for Jaeger stopped at 0.32, and the one for B3 is deprecated. Some called services still support no other format.
+//! Both formats carry the ids and the sampled flag of `traceparent` in another notation. Some called services still
+//! support no other format. Both are implemented here, because the crate for Jaeger stopped at 0.32, and the crate for
+//! B3 is deprecated.
 use opentelemetry::{
     Context, SpanId, TraceFlags, TraceId,
     propagation::{Extractor, Injector, TextMapPropagator, text_map_propagator::FieldIter},

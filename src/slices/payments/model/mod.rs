@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 pub use self::outcome::{
-    FailureReason, Mismatch, NoCharge, RefundSettlement, Settlement, check_charge, check_refund,
+    FailureReason, Mismatch, NextStep, RefundSettlement, Settlement, check_charge, check_refund,
 };
 use platform::http::{extract::Validate, problem::FieldError, timestamp};
 

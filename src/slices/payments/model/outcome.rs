@@ -200,7 +200,7 @@ const NEVER_CHARGED_AFTER: Duration = Duration::from_hours(25);
 
 /// Next step for a payment for which the gateway has no charge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoCharge {
+pub enum NextStep {
     /// An earlier call may still be in flight. Recovery resends the same charge under the same key, because the
     /// response to the resend can settle the payment.
     Resend,
@@ -210,7 +210,7 @@ pub enum NoCharge {
     NeverCharged,
 }
 
-impl NoCharge {
+impl NextStep {
     /// Returns the next step. `since_first_sent` is the time since the charge was first sent, on the database's clock.
     pub fn after(since_first_sent: Duration) -> Self {
         if since_first_sent < RESEND_WITHIN {

@@ -106,12 +106,12 @@ fn statuses_and_reasons_are_parsed_as_written() {
 
 #[test]
 fn a_payment_without_a_charge_fails_only_after_its_key_expired() {
-    let hours = |hours| NoCharge::after(Duration::from_hours(hours));
-    assert_eq!(hours(0), NoCharge::Resend);
-    assert_eq!(hours(22), NoCharge::Resend);
-    assert_eq!(hours(23), NoCharge::Poll);
-    assert_eq!(hours(24), NoCharge::Poll);
-    assert_eq!(hours(25), NoCharge::NeverCharged);
+    let hours = |hours| NextStep::after(Duration::from_hours(hours));
+    assert_eq!(hours(0), NextStep::Resend);
+    assert_eq!(hours(22), NextStep::Resend);
+    assert_eq!(hours(23), NextStep::Poll);
+    assert_eq!(hours(24), NextStep::Poll);
+    assert_eq!(hours(25), NextStep::NeverCharged);
     let document = include_str!("../../../../docs/payments.md");
     for time in ["less than 23 hours", "23 to 25 hours", "more than 25 hours"] {
         assert!(document.contains(&format!("| {time} | ")), "docs/payments.md: {time}");

@@ -29,7 +29,7 @@ const CONTRADICTION: &str = "contradiction";
 
 /// The kind of a finding, as the label of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FindingKind {
     /// A charge or refund of the gateway without a stored payment or refund.
     Orphan,
     /// A payment or refund that moved money, without a charge or refund of the gateway.
@@ -44,7 +44,7 @@ pub enum Kind {
     Unreadable,
 }
 
-impl Kind {
+impl FindingKind {
     /// Every kind.
     pub const ALL: [Self; 6] =
         [Self::Orphan, Self::Missing, Self::Mismatch, Self::Duplicate, Self::Contradiction, Self::Unreadable];
@@ -259,18 +259,18 @@ mod tests {
     #[test]
     fn each_discrepancy_has_a_kind() {
         for (what, kind) in [
-            (UNKNOWN_REFERENCE, Kind::Orphan),
-            (PAYMENT_WITHOUT_CHARGE, Kind::Missing),
-            ("amount", Kind::Mismatch),
-            ("currency", Kind::Mismatch),
-            ("charge", Kind::Mismatch),
-            (SECOND_REFUND, Kind::Duplicate),
-            (CONTRADICTION, Kind::Contradiction),
-            (UNREADABLE_CHARGE, Kind::Unreadable),
+            (UNKNOWN_REFERENCE, FindingKind::Orphan),
+            (PAYMENT_WITHOUT_CHARGE, FindingKind::Missing),
+            ("amount", FindingKind::Mismatch),
+            ("currency", FindingKind::Mismatch),
+            ("charge", FindingKind::Mismatch),
+            (SECOND_REFUND, FindingKind::Duplicate),
+            (CONTRADICTION, FindingKind::Contradiction),
+            (UNREADABLE_CHARGE, FindingKind::Unreadable),
         ] {
-            assert_eq!(Kind::of(what), kind, "{what}");
+            assert_eq!(FindingKind::of(what), kind, "{what}");
         }
-        let names: std::collections::BTreeSet<_> = Kind::ALL.map(Kind::as_str).into();
-        assert_eq!(names.len(), Kind::ALL.len());
+        let names: std::collections::BTreeSet<_> = FindingKind::ALL.map(FindingKind::as_str).into();
+        assert_eq!(names.len(), FindingKind::ALL.len());
     }
 }

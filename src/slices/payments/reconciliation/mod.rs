@@ -38,7 +38,7 @@ use tokio::{
 use tracing::Instrument;
 use uuid::{Builder, Uuid};
 
-pub use self::comparison::Kind;
+pub use self::comparison::FindingKind;
 use self::comparison::{PAYMENT_WITHOUT_CHARGE, REFUND_WITHOUT_GATEWAY_REFUND};
 use self::metrics::RECONCILIATION_DISCREPANCIES;
 pub use self::metrics::initialize as initialize_metrics;
@@ -280,7 +280,7 @@ impl Payments {
             Step::Refunds => self.compare_refunds(run.since, cursor(after).as_ref()).await?,
             Step::UnlistedPayments => {
                 let range = id_range(run, after);
-                let page = store::unlisted_payments(
+                let page = store::payments_in_range(
                     &self.0.database,
                     range,
                     run.includes_recorded,
@@ -292,7 +292,7 @@ impl Payments {
             }
             Step::UnlistedRefunds => {
                 let range = id_range(run, after);
-                let page = store::unlisted_refunds(
+                let page = store::refunds_in_range(
                     &self.0.database,
                     range,
                     run.includes_recorded,
@@ -348,7 +348,7 @@ impl Payments {
     ) -> Result<Finding, ReconcileError> {
         let discrepancy = Discrepancy { resource, id, what, gateway_says: &gateway_says, we_say };
         let state = if self.record_discrepancy(&discrepancy).await? {
-            RECONCILIATION_DISCREPANCIES.with_label_values(&[Kind::of(what).as_str()]).inc();
+            RECONCILIATION_DISCREPANCIES.with_label_values(&[FindingKind::of(what).as_str()]).inc();
             FindingState::New
         } else if self.is_closed(&discrepancy).await? {
             FindingState::Closed

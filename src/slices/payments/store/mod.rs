@@ -94,10 +94,10 @@ impl By {
 pub struct UnsettledCounts {
     pub count: i64,
     /// Payments and refunds that are marked for review.
-    pub parked: i64,
+    pub needs_review: i64,
     /// Creation time of the oldest payment or refund whose outcome is unknown.
     pub oldest: Option<DateTime<Utc>>,
-    /// Open discrepancies other than unknown outcomes, which [`parked`](Self::parked) counts.
+    /// Open discrepancies other than unknown outcomes, which [`needs_review`](Self::needs_review) counts.
     pub discrepancies: i64,
 }
 
@@ -107,7 +107,7 @@ pub async fn unsettled(database: &Database) -> Result<UnsettledCounts, sqlx::Err
         UnsettledCounts,
         r#"
         select
-          count(*) as "count!", count(parked_at) as "parked!", min(created_at) as oldest,
+          count(*) as "count!", count(parked_at) as "needs_review!", min(created_at) as oldest,
           (
             select count(*) from discrepancies where closed_at is null and what <> 'outcome unknown'
           ) as "discrepancies!"

@@ -34,7 +34,7 @@ pub struct OpenPayment {
     /// Time since the charge was first sent, on the database's clock.
     pub age: Duration,
     /// True if the payment is marked for review. Its discrepancy, with an alert, is recorded already.
-    pub parked: bool,
+    pub needs_review: bool,
 }
 
 /// A payment to begin.
@@ -106,7 +106,7 @@ pub async fn begin(database: &Database, new: &PaymentDraft<'_>) -> Result<Option
         begun => begun?,
     };
     Ok(begun.map(|row| {
-        event.mirror();
+        event.log_and_count();
         Payment {
             id: new.id,
             order_id: new.order_id,
@@ -142,7 +142,7 @@ pub async fn lease(
         returning
           id, order_id, gateway_key, amount, currency, gateway_request, correlation_id, trace_parent,
           extract(epoch from now() - first_sent_at)::float8 as "age_seconds!",
-          parked_at is not null as "parked!"
+          parked_at is not null as "needs_review!"
         "#,
         interval(lease),
         limit,
@@ -159,7 +159,7 @@ pub async fn lease(
         correlation_id: row.correlation_id,
         trace_parent: row.trace_parent,
         age: age(row.age_seconds),
-        parked: row.parked,
+        needs_review: row.needs_review,
     });
     Ok(open.collect())
 }

@@ -292,7 +292,7 @@ pub struct IdRange {
 
 /// Returns the payments in a range, in the order of their ids. Without `includes_recorded`, a payment for which this
 /// discrepancy is recorded does not count as unlisted.
-pub async fn unlisted_payments(
+pub async fn payments_in_range(
     database: &Database,
     range: IdRange,
     includes_recorded: bool,
@@ -324,7 +324,7 @@ pub async fn unlisted_payments(
 }
 
 /// Mirrors [`unlisted_payments`] for refunds.
-pub async fn unlisted_refunds(
+pub async fn refunds_in_range(
     database: &Database,
     range: IdRange,
     includes_recorded: bool,

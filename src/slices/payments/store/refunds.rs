@@ -29,7 +29,7 @@ macro_rules! query_refunds {
           payments.currency, payments.gateway_charge_id as "charge_id!", refunds.gateway_request,
           refunds.correlation_id, refunds.trace_parent, refunds.created_at, refunds.gateway_refund_id,
           extract(epoch from now() - refunds.first_sent_at)::float8 as "age_seconds!",
-          refunds.parked_at is not null as "parked!"
+          refunds.parked_at is not null as "needs_review!"
         "#
                 + $after,
             $($argument),+
@@ -42,7 +42,7 @@ super::declare_sends_and_leases!("refunds");
 /// A refund, and its request to the gateway. The refund may be settled already. Callers resend the request only while
 /// the outcome is unknown.
 #[derive(Debug, Clone)]
-pub struct OpenRefund {
+pub struct RefundToSend {
     pub id: Uuid,
     pub gateway_key: GatewayKey,
     pub payment_id: Uuid,
@@ -54,7 +54,7 @@ pub struct OpenRefund {
     pub correlation_id: String,
     pub trace_parent: Option<String>,
     pub age: Duration,
-    pub parked: bool,
+    pub needs_review: bool,
 }
 
 /// A refund to begin.
@@ -135,7 +135,7 @@ pub async fn begin(database: &Database, new: &RefundDraft<'_>) -> Result<Option<
         begun => begun?,
     };
     Ok(begun.map(|row| {
-        event.mirror();
+        event.log_and_count();
         Refund {
             id: new.id,
             payment_id: new.payment_id,
@@ -148,7 +148,11 @@ pub async fn begin(database: &Database, new: &RefundDraft<'_>) -> Result<Option<
 }
 
 /// Leases refunds that are due, so that no other replica polls the gateway for them at the same time.
-pub async fn lease(database: &Database, lease: Duration, limit: i64) -> Result<Vec<OpenRefund>, sqlx::Error> {
+pub async fn lease(
+    database: &Database,
+    lease: Duration,
+    limit: i64,
+) -> Result<Vec<RefundToSend>, sqlx::Error> {
     let statement = query_refunds!(
         r#"
         update refunds
@@ -171,14 +175,14 @@ pub async fn lease(database: &Database, lease: Duration, limit: i64) -> Result<V
     );
     let rows =
         database.run("refunds.lease", async |connection| statement.fetch_all(connection).await).await?;
-    Ok(rows.into_iter().map(OpenRefund::from).collect())
+    Ok(rows.into_iter().map(RefundToSend::from).collect())
 }
 
 /// A refund, and columns that the API does not return.
 #[derive(Debug, Clone)]
 pub struct RefundRecord {
     pub refund: Refund,
-    pub open: OpenRefund,
+    pub open: RefundToSend,
     pub gateway_refund_id: Option<String>,
 }
 
@@ -222,10 +226,10 @@ struct Row {
     created_at: DateTime<Utc>,
     gateway_refund_id: Option<String>,
     age_seconds: f64,
-    parked: bool,
+    needs_review: bool,
 }
 
-impl From<Row> for OpenRefund {
+impl From<Row> for RefundToSend {
     fn from(row: Row) -> Self {
         Self {
             id: row.id,
@@ -239,7 +243,7 @@ impl From<Row> for OpenRefund {
             correlation_id: row.correlation_id,
             trace_parent: row.trace_parent,
             age: age(row.age_seconds),
-            parked: row.parked,
+            needs_review: row.needs_review,
         }
     }
 }

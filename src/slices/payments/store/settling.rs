@@ -9,7 +9,7 @@ use super::{
         errors::PaymentError,
         model::{FailureReason, Payment, PaymentStatus, Refund, RefundSettlement, Settlement},
     },
-    refunds::OpenRefund,
+    refunds::RefundToSend,
 };
 
 /// Settles a payment and updates its order: a success makes the order paid, any other outcome lets the order be paid
@@ -76,7 +76,7 @@ pub async fn settle_payment(
 /// condition of the settlement does not hold.
 pub async fn settle_refund(
     connection: &mut PgConnection,
-    open: &OpenRefund,
+    open: &RefundToSend,
     settlement: &RefundSettlement,
 ) -> Result<Option<Refund>, PaymentError> {
     let status = settlement.status();

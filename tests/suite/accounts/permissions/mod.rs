@@ -62,12 +62,12 @@ async fn every_route_admits_exactly_its_roles() {
             assert_eq!(response.status, expected, "{method} {route} by {role}: {response}");
             match expected {
                 401 => {
-                    let problem = response.is_problem(401, "unauthenticated");
+                    let problem = response.assert_problem(401, "unauthenticated");
                     assert_eq!(problem.header("www-authenticate"), Some("Bearer"));
                 }
                 403 => {
                     rejected += 1;
-                    let _problem = response.is_problem(403, "forbidden");
+                    let _problem = response.assert_problem(403, "forbidden");
                 }
                 _ => {}
             }
@@ -87,8 +87,8 @@ async fn permissions_are_checked_before_the_body() {
     let with_malformed_body = |request: Request| request.header("content-type", "application/json").body("{");
     for path in FORBIDDEN_TO_AUDITORS {
         let _anonymous =
-            with_malformed_body(service.anonymous().post(path)).await.is_problem(401, "unauthenticated");
-        let _auditor = with_malformed_body(staff.auditor.post(path)).await.is_problem(403, "forbidden");
+            with_malformed_body(service.anonymous().post(path)).await.assert_problem(401, "unauthenticated");
+        let _auditor = with_malformed_body(staff.auditor.post(path)).await.assert_problem(403, "forbidden");
     }
 }
 

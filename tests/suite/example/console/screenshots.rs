@@ -13,17 +13,17 @@ async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
     let Some(browser) = fixture.open("/now").await else { return };
     wait_for_points(&fixture, 60).await;
     fixture.faults.set(Fault::named("gateway-outage").unwrap(), true).await.unwrap();
-    browser.shows("[data-tile=Breaker]", "open").await;
+    browser.wait_until_shown("[data-tile=Breaker]", "open").await;
     wait_for_points(&fixture, 85).await;
     fixture.faults.clear().await.unwrap();
-    browser.shows("[data-tile=Breaker]", "closed").await;
+    browser.wait_until_shown("[data-tile=Breaker]", "closed").await;
     wait_for_points(&fixture, 120).await;
     // On a slow machine, traces of the traffic would displace the trace of the next payment from the list.
     if let Some(traffic) = traffic {
         traffic.stop().await;
     }
     fixture.paid_order("a-checkout").await;
-    let trace = fixture.trace_of("a-checkout").await;
+    let trace = fixture.wait_for_payment_trace("a-checkout").await;
 
     let views = [
         ("now", "/now?minutes=2".to_owned(), ".chart"),
@@ -38,12 +38,12 @@ async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
         for (device, width, height) in [("window", 1280, 900), ("phone", 390, 844)] {
             for scheme in ["light", "dark"] {
                 browser.resize(width, height).await;
-                browser.prefers(scheme).await;
+                browser.set_color_scheme(scheme).await;
                 browser.go(&path).await;
-                browser.shows(part, "").await;
+                browser.wait_until_shown(part, "").await;
                 if name == "audit" {
                     browser.click("#verify").await;
-                    browser.shows("#verification", "The chain is intact").await;
+                    browser.wait_until_shown("#verification", "The chain is intact").await;
                 }
                 let wider = browser.run("return document.documentElement.scrollWidth - innerWidth").await;
                 assert_eq!(wider, json!(0), "{name} is wider than the {device}");

@@ -29,7 +29,7 @@ pub const EXTERNAL_CHECKS: [&str; 0] = [];
 /// Metric series that exist from the first scrape, in addition to those of the platform.
 pub const SERIES: [&str; 1] = ["notes_created_total 0"];
 /// Gauges of workers with several units of work: none. Each gauge is zero until its unit has succeeded once.
-pub const FIRST_WORK: [&str; 0] = [];
+pub const FIRST_RUN_GAUGES: [&str; 0] = [];
 
 /// Returns a body that creates a note.
 pub fn body() -> Value {

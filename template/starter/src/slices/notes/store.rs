@@ -63,7 +63,7 @@ pub(super) async fn create(
         database.run("notes.insert", async |connection| statement.fetch_optional(connection).await).await?;
     Ok(stored.map(|_| {
         CREATED.inc();
-        event.mirror();
+        event.log_and_count();
         CreatedNote { id: created.id, body }
     }))
 }
@@ -161,7 +161,7 @@ pub(super) async fn change(
     let changed =
         database.run("notes.update", async |connection| statement.fetch_optional(connection).await).await?;
     Ok(changed.map(|row| {
-        event.mirror();
+        event.log_and_count();
         Note {
             id: row.id,
             owner_id: row.owner_id,

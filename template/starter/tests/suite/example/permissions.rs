@@ -13,7 +13,7 @@ pub(crate) struct Fixtures {
 
 impl Fixtures {
     pub(crate) async fn of(owner: &User) -> Self {
-        Self { note: owner.creates().await.is(201).id() }
+        Self { note: owner.creates().await.assert_status(201).id() }
     }
 }
 

@@ -18,8 +18,8 @@ const ROUND_TRIPS: [(&str, u16, usize); 4] = [
 async fn note_routes_make_the_documented_number_of_round_trips() {
     let service = counted_service().await;
     let customer = service.customer().await;
-    let path = format!("{PATH}/{}", customer.creates().await.is(201).id());
-    let _created = customer.post(PATH).json(&body()).key("again").await.is(201);
+    let path = format!("{PATH}/{}", customer.creates().await.assert_status(201).id());
+    let _created = customer.post(PATH).json(&body()).key("again").await.assert_status(201);
     let mut counted = Vec::new();
     for (route, status, _) in ROUND_TRIPS {
         let request = async || match route {
@@ -39,7 +39,7 @@ async fn note_routes_make_the_documented_number_of_round_trips() {
 async fn a_404_costs_the_same_for_a_missing_and_a_foreign_note() {
     let service = counted_service().await;
     let (owner, other_customer) = (service.customer().await, service.customer().await);
-    let note = owner.creates().await.is(201).id();
+    let note = owner.creates().await.assert_status(201).id();
     let rejected = async |id: Uuid| {
         let change = json!({ "name": "Another" });
         [

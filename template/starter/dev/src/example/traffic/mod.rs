@@ -11,7 +11,7 @@ use self::memory::CreatedNote;
 use crate::traffic::{
     api::Call,
     customer::Customer,
-    expectations::{check, has_status, is_page, is_rejected, text},
+    expectations::{check, check_status, check_page, check_rejection, text},
     request::{ApiRequest, RequestOutcome, lock},
 };
 
@@ -21,7 +21,7 @@ const PAGE: usize = 5;
 /// Sends one request without a session, which the service must reject.
 pub(crate) async fn browse(request: &ApiRequest<'_>) {
     if let RequestOutcome::Expected(_) =
-        request.send(&Call::get(PATH), |response| is_rejected(response, 401)).await
+        request.send(&Call::get(PATH), |response| check_rejection(response, 401)).await
     {
         request.report().rejections += 1;
     }
@@ -58,7 +58,7 @@ async fn create(request: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &st
         Call::post(PATH, &json!({ "name": format!("Note {number}") })).with_token(token).with_key(&new_key());
     let outcome = request
         .send_as(customer, &call, |response| {
-            has_status(response, 201)?;
+            check_status(response, 201)?;
             check("a new note is not a replay", !response.is_replayed())?;
             check("a new note has an id", !text(&response.body, "id").is_empty())
         })
@@ -73,7 +73,7 @@ async fn create(request: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &st
 async fn read(request: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str, id: &str) {
     request
         .send_as(customer, &Call::get(format!("{PATH}/{id}")).with_token(token), |response| {
-            has_status(response, 200)?;
+            check_status(response, 200)?;
             check("the response is the requested note", text(&response.body, "id") == id)
         })
         .await;
@@ -81,14 +81,14 @@ async fn read(request: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str,
 
 async fn list(request: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str) {
     let call = Call::get(format!("{PATH}?limit={PAGE}")).with_token(token);
-    request.send_as(customer, &call, |response| is_page(response, PAGE)).await;
+    request.send_as(customer, &call, |response| check_page(response, PAGE)).await;
 }
 
 /// Repeats the request that created this note, with the same idempotency key.
 async fn repeat(request: &ApiRequest<'_>, customer: &Mutex<Customer>, token: &str, last: CreatedNote) {
     let outcome = request
         .send_as(customer, &last.call.with_token(token), |response| {
-            has_status(response, 201)?;
+            check_status(response, 201)?;
             check("a replay is marked as a replay", response.is_replayed())?;
             check("a replay has the bytes of the first response", response.text == last.response)
         })
@@ -114,7 +114,7 @@ async fn invalid_request(
         _ => (Call::get(format!("{PATH}?limit=101")).with_token(token), 400),
     };
     if let RequestOutcome::Expected(_) =
-        request.send_as(customer, &call, |response| is_rejected(response, status)).await
+        request.send_as(customer, &call, |response| check_rejection(response, status)).await
     {
         request.report().rejections += 1;
     }

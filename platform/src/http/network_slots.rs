@@ -20,41 +20,41 @@ use super::{
 };
 
 /// The number of slots that each network uses. Networks that use no slot are removed.
-type ShareCounts = Arc<Mutex<HashMap<IpAddr, usize>>>;
+type SlotCounts = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
 /// Per-network counters with a common maximum. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Shares {
-    counts: ShareCounts,
+pub struct NetworkSlots {
+    counts: SlotCounts,
     max: usize,
 }
 
-/// One slot of a network's share. The slot is freed when this value is dropped.
+/// One slot of a network. The slot is freed when this value is dropped.
 #[derive(Debug)]
 #[must_use = "the slot is freed when this value is dropped"]
-pub struct Share {
-    counts: ShareCounts,
+pub struct NetworkSlot {
+    counts: SlotCounts,
     network: IpAddr,
 }
 
-impl Shares {
+impl NetworkSlots {
     /// Creates counters that allow each network to use `max` slots at once. 0 disables the limit.
     pub fn new(max: usize) -> Self {
-        Self { counts: ShareCounts::default(), max: if max == 0 { usize::MAX } else { max } }
+        Self { counts: SlotCounts::default(), max: if max == 0 { usize::MAX } else { max } }
     }
 
     /// Takes a slot for a [network](ClientAddress::network). Returns `None` if the network has no free slot.
-    pub fn take(&self, network: IpAddr) -> Option<Share> {
+    pub fn take(&self, network: IpAddr) -> Option<NetworkSlot> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(network).or_default();
         (*count < self.max).then(|| {
             *count += 1;
-            Share { counts: Arc::clone(&self.counts), network }
+            NetworkSlot { counts: Arc::clone(&self.counts), network }
         })
     }
 }
 
-impl Drop for Share {
+impl Drop for NetworkSlot {
     fn drop(&mut self) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Entry::Occupied(mut count) = counts.entry(self.network) {
@@ -68,12 +68,12 @@ impl Drop for Share {
 
 /// Rejects a request with 429 if its network already has the maximum number of requests in flight.
 pub async fn limit_in_flight_by_address(
-    State(shares): State<Shares>,
+    State(slots): State<NetworkSlots>,
     Extension(client): Extension<ClientAddress>,
     request: Request,
     next: Next,
 ) -> Response {
-    match shares.take(client.network()) {
+    match slots.take(client.network()) {
         Some(_share) => next.run(request).await,
         None => Problem::new(problem::TOO_MANY_REQUESTS).retry_after(1).into_response(),
     }
@@ -88,10 +88,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_network_without_a_free_slot_is_rejected() {
-        let shares = Shares::new(1);
+        let slots = NetworkSlots::new(1);
         let router = Router::new()
             .route("/", get(async || StatusCode::NO_CONTENT))
-            .layer(from_fn_with_state(shares.clone(), limit_in_flight_by_address));
+            .layer(from_fn_with_state(slots.clone(), limit_in_flight_by_address));
         let status = async || {
             let client = ClientAddress {
                 address: [192, 0, 2, 1].into(),
@@ -102,7 +102,7 @@ mod tests {
             router.clone().oneshot(request).await.unwrap().status()
         };
         assert_eq!(status().await, StatusCode::NO_CONTENT);
-        let held = shares.take([192, 0, 2, 1].into());
+        let held = slots.take([192, 0, 2, 1].into());
         assert_eq!(status().await, StatusCode::TOO_MANY_REQUESTS);
         drop(held);
         assert_eq!(status().await, StatusCode::NO_CONTENT);
@@ -110,29 +110,29 @@ mod tests {
 
     #[test]
     fn networks_have_separate_shares() {
-        let shares = Shares::new(2);
+        let slots = NetworkSlots::new(2);
         let [one, other] = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])];
-        let held = [shares.take(one), shares.take(one)];
+        let held = [slots.take(one), slots.take(one)];
         assert!(held.iter().all(Option::is_some));
-        assert!(shares.take(one).is_none());
-        assert!(shares.take(other).is_some());
+        assert!(slots.take(one).is_none());
+        assert!(slots.take(other).is_some());
         drop(held);
-        assert!(shares.take(one).is_some());
+        assert!(slots.take(one).is_some());
     }
 
     #[test]
     fn only_networks_with_requests_are_stored() {
-        let shares = Shares::new(1);
-        let held: Vec<_> = (0..100).map(|last| shares.take([192, 0, 2, last].into())).collect();
-        assert_eq!(shares.counts.lock().unwrap().len(), 100);
+        let slots = NetworkSlots::new(1);
+        let held: Vec<_> = (0..100).map(|last| slots.take([192, 0, 2, last].into())).collect();
+        assert_eq!(slots.counts.lock().unwrap().len(), 100);
         drop(held);
-        assert_eq!(shares.counts.lock().unwrap().len(), 0);
+        assert_eq!(slots.counts.lock().unwrap().len(), 0);
     }
 
     #[test]
     fn zero_disables_the_share_limit() {
-        let shares = Shares::new(0);
-        let held: Vec<_> = (0..1000).map(|_| shares.take([192, 0, 2, 1].into())).collect();
+        let slots = NetworkSlots::new(0);
+        let held: Vec<_> = (0..1000).map(|_| slots.take([192, 0, 2, 1].into())).collect();
         assert!(held.iter().all(Option::is_some));
     }
 }

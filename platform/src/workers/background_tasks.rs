@@ -28,7 +28,8 @@ impl BackgroundTasks {
 
     /// Waits until all work has finished. Returns the number of tasks that were still running at the deadline.
     ///
-    /// Must be called when no new work can start any more, because later work might still run when the process ends.
+    /// Must be called when no new work can start any more. This function does not wait for later work, which might
+    /// still run when the process ends.
     pub async fn drain(&self, deadline: Instant) -> usize {
         self.0.close();
         match timeout_at(deadline, self.0.wait()).await {
