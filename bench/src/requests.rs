@@ -79,7 +79,7 @@ pub fn list_orders() -> Requests {
     Arc::new(|number| request(Method::GET, ORDERS.to_owned(), None, &[bearer(number)]))
 }
 
-/// Returns requests to a route that does no work.
+/// Returns `GET` requests without a token.
 pub fn get(path: &'static str) -> Requests {
     Arc::new(move |_| request(Method::GET, path.to_owned(), None, &[]))
 }

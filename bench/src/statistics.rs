@@ -29,7 +29,7 @@ pub fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
     Some(Spread { median, minimum, maximum })
 }
 
-/// Returns the spread of the ratios, round by round. Both slices have one value per round, in the same order.
+/// Computes the ratio of each round, and returns the spread of these ratios. Both slices have one value per round, in the same order.
 pub fn ratio(numerators: &[f64], denominators: &[f64]) -> Option<Spread> {
     let rounds = numerators.iter().zip(denominators).filter(|(_, denominator)| **denominator > 0.0);
     spread(rounds.map(|(numerator, denominator)| numerator / denominator))

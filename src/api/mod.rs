@@ -1,7 +1,7 @@
 //! The API: the routes of all modules, and the document that describes them.
 //!
 //! - `layers`: the layers around every route, in one function
-//! - `openapi`: the parts of the document that all routes have in common, added by rule
+//! - `openapi`: adds the parts that all routes have in common to the document, so that no route declares them
 mod layers;
 mod openapi;
 

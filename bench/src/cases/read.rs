@@ -94,7 +94,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         about: format!(
             "{CLIENTS} clients in a closed loop call `GET /v1/orders/{{id}}` or `GET /v1/orders` (the newest twenty). There \
              are {CUSTOMERS} customers, with {ORDERS} orders in total. pgbench runs the service's statements: the lookup \
-             of the session, and the read of the order or of the list. The floor has the service's statements and pool, and nothing around them.{}",
+             of the session, and the read of the order or of the list. The floor is an HTTP server with the same route, statements and pool as the service, but without layers, telemetry and audit.{}",
             failures(&all),
             CUSTOMERS = crate::test_bed::CUSTOMERS,
         ),

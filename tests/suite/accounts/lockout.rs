@@ -105,8 +105,32 @@ async fn many_addresses_together_lock_an_account() {
     for attacker in 0..50 {
         let address = format!("203.0.113.{attacker}");
         let _wrong = log_in_from(&service, &address, &customer.email, WRONG).await.assert_status(401);
+        if attacker == 40 {
+            let _owner =
+                log_in_from(&service, "198.51.100.3", &customer.email, PASSWORD).await.assert_status(201);
+        }
     }
     let _locked = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.assert_status(401);
+}
+
+#[tokio::test]
+async fn expired_attempts_are_deleted() {
+    let mut service = builder().setting("LOCKOUT_SECONDS", "1").start().await;
+    let _wrong = log_in(&service, "absent@example.com", WRONG).await.assert_status(401);
+    let attempts = "select count(*) from login_attempts";
+    assert_eq!(service.database().number(attempts).await, 2, "from one network, and from all networks");
+    eventually("the attempts expire", async || {
+        let unexpired = format!("{attempts} where expires_at >= now()");
+        (service.database().number(unexpired).await == 0).then_some(())
+    })
+    .await;
+    // The worker that deletes expired attempts runs once a minute, and also when the service starts.
+    service.terminate().await;
+    service.restart().await;
+    eventually("the attempts are deleted", async || {
+        (service.database().number(attempts).await == 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

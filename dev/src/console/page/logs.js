@@ -51,7 +51,7 @@ const FIRST_FIELDS = ["error", "status", "method", "path", "duration_ms", "seal_
 const LAST_FIELDS = ["user_id", "client_address", "audit_log"];
 const rank = (name) => (FIRST_FIELDS.includes(name) ? FIRST_FIELDS.indexOf(name) : LAST_FIELDS.includes(name) ? 99 : 50);
 
-/** Creates the element of a log line, with a link to its trace. A click shows its fields. */
+/** Creates the element of a log line, with a link to its trace, or with a button for its span if `onspan` is given. A click shows its fields. */
 export function line(one, { chosen = false, onspan = null, replica = false } = {}) {
   const fields = Object.entries(one.fields).sort(([left], [right]) => rank(left) - rank(right));
   const where = onspan

@@ -34,7 +34,7 @@ pub enum FindingKind {
     Orphan,
     /// A payment or refund that moved money, without a charge or refund of the gateway.
     Missing,
-    /// A different amount, currency or charge.
+    /// A different amount or currency, or a refund of a different charge.
     Mismatch,
     /// A second charge or refund with the same reference.
     Duplicate,
@@ -61,7 +61,7 @@ impl FindingKind {
         }
     }
 
-    /// Returns the kind of a finding, from the text (`what`) of its discrepancy.
+    /// Returns the kind of the finding whose discrepancy has the text `what`.
     pub fn of(what: &str) -> Self {
         match what {
             UNKNOWN_REFERENCE => Self::Orphan,
