@@ -1,8 +1,9 @@
-# Two images from one build: `service` is released, and `demo` has the seed, the traffic and the simulators of the stack.
+# Two images from one build. `service` is released. `demo` has the seed, the traffic, the alert inbox and the simulators of the
+# stack.
 #
 # Dependencies are a separate layer, built from the manifests alone, so a change of the sources does not rebuild them.
 # `service` is distroless: no shell, no package manager; its health check is the executable itself. `demo` has a shell,
-# because a shell script stops its child processes. Neither runs as root or writes to its root file system.
+# because `dev` stops its child processes with a shell script. Neither runs as root or writes to its root file system.
 #
 # Docker uses the digests. The tags document them, and Renovate updates both.
 ARG RUST_IMAGE=rust:1.95.0-slim-bookworm@sha256:d7482085ff5b415f84dba5647ae71606650bdef00db7aeb69f4b3d170c3e4082
@@ -20,8 +21,8 @@ COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY platform/Cargo.toml platform/Cargo.toml
 COPY dev/Cargo.toml dev/Cargo.toml
-# No image contains `bench`, so its manifest is enough for Cargo. A project may have deleted `bench`: the pattern then matches
-# no file. COPY fails without any file, so it has a second source that always exists.
+# No image contains `bench`, so Cargo needs only its manifest and an empty `main.rs`. A project may have deleted `bench`: the pattern
+# then matches no file. COPY fails without any file, so it has a second source that always exists.
 COPY Cargo.lock bench/Cargo.tom[l] bench/
 RUN mkdir -p src platform/src dev/src bench/src \
     && echo 'fn main() {}' | tee src/main.rs bench/src/main.rs > dev/src/main.rs \
@@ -44,7 +45,7 @@ FROM ${SERVICE_IMAGE} AS service
 ARG GIT_COMMIT=unknown
 ARG VERSION=0.1.0
 ARG SOURCE=unknown
-# The labels depend on the sources only, so the same commit has the same labels.
+# The labels have no build time, so the same commit has the same labels.
 LABEL org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${GIT_COMMIT}" \
     org.opencontainers.image.source="${SOURCE}" \
@@ -52,7 +53,8 @@ LABEL org.opencontainers.image.version="${VERSION}" \
 COPY --from=build /build/target/release/image/service /usr/local/bin/service
 USER 65532:65532
 EXPOSE 8080 9000
-# Checks the process alone: an orchestrator that restarts unhealthy containers must not restart one whose database is down.
+# Checks the process and not the database, because an orchestrator that restarts unhealthy containers must not restart one whose
+# database is down.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 \
     CMD ["/usr/local/bin/service", "probe", "http://127.0.0.1:9000/healthz"]
 ENTRYPOINT ["/usr/local/bin/service"]
@@ -61,7 +63,7 @@ CMD ["serve"]
 FROM ${DEMO_IMAGE} AS demo
 COPY --from=build /build/target/release/image/service /build/target/release/dev /usr/local/bin/
 COPY docs/runbooks /docs/runbooks
-# A new volume gets its owner from the directory of its mount point.
+# A new volume gets its owner from the directory at its mount point in the image. The simulators must be able to write to it.
 RUN install -d -o 65532 -g 65532 /data
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/dev"]

@@ -74,7 +74,7 @@ impl Config {
         }
     }
 
-    /// Returns how long readiness fails before the listeners close.
+    /// Returns the grace period of the shutdown: the time between failing readiness and closing the API's listener.
     pub fn shutdown_grace(&self) -> Duration {
         let by_environment = if self.process.environment.is_production_like() { 5 } else { 0 };
         self.shutdown.grace.unwrap_or(Duration::from_secs(by_environment))

@@ -1,5 +1,5 @@
-//! The service. Start with [`service`], which runs the process from start to end, or with [`api`], which receives
-//! requests.
+//! The service. Start reading with [`service`], which runs the process from start to end, or with [`api`], which
+//! receives requests.
 //!
 //! - [`cli`]: the command line
 //! - [`config`]: the settings, in the groups that the modules declare

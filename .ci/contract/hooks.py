@@ -1,4 +1,6 @@
-"""Hooks of Schemathesis for .ci/checks/contract: sessions, examples, and a check of rejected valid requests.
+"""Hooks of Schemathesis for .ci/checks/contract.
+
+They add sessions and examples to requests, record the operations that succeed, and check rejections of valid requests.
 
 CONTRACT_ROLE is a role, or `none` for requests without a session, or `allowed` for the first role that the document allows to
 call an operation.
@@ -19,7 +21,8 @@ SUCCESSES = open(os.environ["CONTRACT_SUCCESSES"], "a", buffering=1)
 
 # These operations end the session, so each call has a session of its own.
 ENDS_SESSION = {"log_out", "change_password"}
-# The current password in the OpenAPI document's example of a password change.
+# The current password in the OpenAPI document's example of a password change. New users get this password, so that the example
+# succeeds.
 PASSWORD = "correct horse battery staple"
 
 choices = random.Random(1)
@@ -71,7 +74,10 @@ def without_fractions(value):
 
 @schemathesis.hook
 def before_call(ctx, case, kwargs):
-    """Replaces about half of the fields that have an example by the example, because random values rarely lead to a success."""
+    """Changes the body of a valid request: normalizes its integers, and replaces about half of the fields that have an example.
+
+    A field gets its example, because random values rarely lead to a success.
+    """
     if not is_valid(case) or not isinstance(case.body, dict):
         return
     case.body = without_fractions(case.body)
@@ -89,7 +95,7 @@ def after_call(ctx, case, response):
 
 @schemathesis.check
 def valid_requests_are_understood(ctx, response, case):
-    """Checks that the service does not report a request as malformed or invalid although the request fits the document.
+    """Checks that the service does not reject a request that fits the document as malformed, invalid, or without a key.
 
     The service may report a request as invalid if the operation has a 422 response with a description of its own.
     """

@@ -1,4 +1,4 @@
-//! The checkout that this crate is built in: its name and its path.
+//! The name of the service, and the path of the checkout that this crate is built in.
 //!
 //! The name is read from the service's manifest, so that a generated project has databases, directories and messages
 //! with its own name.

@@ -22,7 +22,7 @@ const STARTER: &str = "template/starter/";
 /// Command that installs the renderer. `README.md` of the template names the same version.
 pub const INSTALL_COMMAND: &str = "cargo install --locked cargo-generate@0.23.8";
 
-/// The reason why nothing was merged.
+/// The reason why an update failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("failed to run {program}: {source}")]
@@ -219,8 +219,9 @@ impl Update {
         Ok(rendered)
     }
 
-    /// Numbers the added migrations after the project's migrations. Otherwise two migrations could have the same
-    /// number, and a database with the project's migration would skip the added one.
+    /// Numbers the added migrations after the project's migrations, because two migrations must not have the same
+    /// number. `serve` compares only the newest number, so it would not detect that an added migration with a lower
+    /// number is missing.
     fn renumber(&self, old: &Path, new: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
         let directory = Path::new("migrations");
         let mut next = names(&self.project.directory.join(directory))?
@@ -332,7 +333,7 @@ fn remove(directory: &Path) -> Result<(), Error> {
     }
 }
 
-/// Returns the names of a directory's files, in order.
+/// Returns the names of a directory's files, sorted.
 fn names(directory: &Path) -> Result<Vec<String>, Error> {
     let entries = fs::read_dir(directory)
         .and_then(Iterator::collect::<io::Result<Vec<_>>>)

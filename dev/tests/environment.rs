@@ -1,4 +1,4 @@
-//! Tests of `cargo dev`: its output, its processes and its data.
+//! Tests of `cargo dev`: its output, its processes, its data, and its reports of problems.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -59,7 +59,7 @@ fn text(child: &Child) -> String {
     child.lines().into_iter().map(|line| line.text + "\n").collect()
 }
 
-/// Returns the running child processes of a process.
+/// Returns the ids of a process's child processes.
 async fn children_of(parent: u32) -> Vec<String> {
     let ps = Launch::new("ps").args(["-A", "-o", "pid=,ppid="]).start().unwrap();
     ps.wait(WAIT_TIMEOUT).await.unwrap();

@@ -1,4 +1,4 @@
-//! Tests of finding or starting a PostgreSQL server, and of its databases.
+//! Tests of finding or starting a PostgreSQL server, of its databases and logins, and of failover and recovery.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -77,7 +77,7 @@ async fn a_foreign_database_is_rejected() {
     assert!(matches!(&rejected, Error::NotOurs { comment, .. } if comment == "production"), "{rejected}");
     let rejected = server.create_login("precious", "x", Rights::Owner).await.unwrap_err();
     assert!(matches!(rejected, Error::NotOurs { .. }), "{rejected}");
-    // A database that another environment has created.
+    // This comment marks the database as one that another environment has created.
     let ownership = Ownership::Environment("/elsewhere".to_owned());
     let comment = format!("comment on database precious is '{ownership}'");
     let mut connection = PgConnection::connect(server.admin_url().as_str()).await.unwrap();
@@ -205,7 +205,7 @@ async fn a_configured_server_is_used_and_cleaned_up() {
     let output = helper("a_server_responds", |launch| launch.env("DEV_DATABASE_URL", &url)).await;
     assert!(output.contains("using the PostgreSQL of DEV_DATABASE_URL"), "{output}");
     assert!(!output.contains("starting"), "{output}");
-    // The run above has ended, so the next run drops its objects.
+    // The run above has ended, so the next run drops the database that the run above created.
     let output = helper("a_server_responds", |launch| launch.env("DATABASE_URL", &url)).await;
     assert!(output.contains("using the PostgreSQL of DATABASE_URL"), "{output}");
     assert!(output.contains("dropping answers_"), "{output}");

@@ -20,7 +20,7 @@ fn shell(script: &str) -> Child {
     Launch::new("sh").args(["-c", script]).start().unwrap()
 }
 
-/// Returns whether a process is running. A zombie has ended, but its parent has not reaped it.
+/// Returns whether a process is running. A zombie does not count: it has ended, but its parent has not reaped it.
 async fn is_running(pid: &str) -> bool {
     let ps = Launch::new("ps").args(["-o", "stat=", "-p", pid]).start().unwrap();
     ps.wait(WAIT_TIMEOUT).await.unwrap();

@@ -1,4 +1,4 @@
-//! Tests of `cargo dev --standby`: the console replaces the primary of a running environment.
+//! Tests of `cargo dev --standby`: the console changes the primary of a running environment by a failover or a restore.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -69,19 +69,19 @@ impl Environment {
         (response.status(), response.json().await.unwrap_or_default())
     }
 
-    /// Returns the state of the database.
+    /// Returns the state of the primary and the standby, or null without a standby.
     async fn database(&self) -> Value {
         let response = self.client.get(format!("{}/api/database", self.console)).send().await.unwrap();
         response.json().await.unwrap()
     }
 
-    /// Requests a change of the primary.
+    /// Requests a change of the primary: `failover` or `restore`.
     async fn request(&self, change: &str) -> StatusCode {
         self.post(format!("{}/api/database/{change}", self.console), json!({})).await.0
     }
 
     /// Waits until this number of changes has ended. Asserts that the last change succeeded, and that the primary has a
-    /// synchronous standby. Returns the last result.
+    /// synchronous standby. Returns the text of the last change.
     async fn wait_for_changes(&self, count: usize) -> String {
         let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
@@ -201,7 +201,7 @@ async fn a_restore_ends_sessions_and_keeps_the_audit_log_verified() {
     for round in 1..=2 {
         let kept = environment.register(&format!("kept-{round}")).await;
         let token = environment.log_in(&kept).await.unwrap();
-        // A new primary has no older base backup, so the restore reaches no further back than to this failover.
+        // The new primary has no base backup from before this failover, so the restore reaches no further back.
         assert_eq!(environment.request("failover").await, StatusCode::ACCEPTED);
         environment.wait_for_changes(2 * round - 1).await;
         let lost = environment.register(&format!("lost-{round}")).await;

@@ -1,5 +1,6 @@
-//! Login attempts, counted for lockouts (NIST SP 800-53 AC-7). Each attempt is counted before the password is verified,
-//! and a successful login removes the attempts of the client's network from the counts.
+//! Attempts to log in or to change a password, counted for lockouts (NIST SP 800-53 AC-7). Each attempt is counted
+//! before the password is verified. A successful verification removes the attempts of the client's network from the
+//! counts.
 //!
 //! Hashing a password is slow. If attempts were counted after the verification, a hundred parallel attempts could pass
 //! the limit before the first one is counted. Attempts on unknown accounts are counted too, so that a lockout does not
@@ -24,7 +25,8 @@ const ALL_NETWORKS: &str = "*";
 /// few failed attempts of an attacker in one network would lock the owner out everywhere.
 const ALL_NETWORKS_FACTOR: i32 = 10;
 
-/// Maximum number of failed logins, and duration of a lockout. Cheap to clone.
+/// Maximum number of attempts for one account from one network, duration of a lockout, and key of the pseudonyms. Cheap
+/// to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Lockout {
     attempts: i32,
@@ -38,7 +40,8 @@ pub(super) struct Lockout {
 pub(super) enum AttemptResult {
     /// The attempt is within the limits.
     Allowed,
-    /// The attempt exceeds a limit. This attempt and all later ones fail until the lockout ends.
+    /// The attempt exceeds the limit for its network, or the limit for all networks. This attempt fails even with the
+    /// correct password. So do later attempts under the exceeded limit, until the lockout ends.
     LockedOut {
         /// True for the attempt that began the lockout.
         begins: bool,
@@ -150,8 +153,8 @@ impl Lockout {
         })
     }
 
-    /// Deletes the attempts from this network after a successful login, and subtracts them from the count for all
-    /// networks.
+    /// Deletes the attempts from this network after a successful verification, and subtracts them from the count for
+    /// all networks. That count stays at least 1, because the table accepts no lower value.
     pub(super) async fn forget(
         &self,
         database: &Database,

@@ -1,5 +1,5 @@
-//! The authentication layer: turns the token of a request into a [`Caller`]. When a response denies access, the layer
-//! counts and audits the denial, so that no handler has to.
+//! The authentication layer: turns the token of a request into a [`Caller`], and applies the caller's rate limit. The
+//! layer also counts and audits invalid tokens and denied accesses, so that no handler has to.
 use std::sync::Arc;
 
 use axum::{
@@ -48,8 +48,9 @@ impl Authentication {
     }
 }
 
-/// Authenticates the request. A request without a token continues without a caller, because some routes are public. A
-/// request with an invalid token is rejected on every route (RFC 6750, section 3.1).
+/// Authenticates the request, applies the caller's rate limit, and audits a denied access. A request without a token
+/// continues without a caller, because some routes are public. A request with an invalid token is rejected on every
+/// route (RFC 6750, section 3.1).
 pub async fn authenticate(State(layer): State<Authentication>, mut request: Request, next: Next) -> Response {
     let mut rate_limit = None;
     if let Some(token) = bearer_token(request.headers()) {

@@ -1,4 +1,4 @@
-//! Registration, login and the change of a password: everything that verifies or sets credentials.
+//! Registration, login, the change of a password, and the current user, as the routes call them.
 use platform::{
     audit::{Event, EventResult, EventType},
     http::client_address::ClientAddress,
@@ -45,7 +45,7 @@ impl Accounts {
         Err(AccountError::HashReplaced)
     }
 
-    /// Changes the password of the caller, which ends every session of the caller.
+    /// Changes the caller's password, and ends every session of the caller.
     pub(super) async fn change_password(
         &self,
         caller: &Caller,

@@ -22,7 +22,7 @@ pub enum AccountError {
     /// Concurrent requests replaced the password's hash after each verification.
     #[error("concurrent requests replaced the hash of the password")]
     HashReplaced,
-    /// A password could not be hashed or verified.
+    /// A password could not be hashed, or could not be compared with its stored hash.
     #[error(transparent)]
     Password(#[from] PasswordError),
     /// The operating system returned no random numbers for a token.

@@ -3,7 +3,7 @@
 //! Three rules:
 //!
 //! - Only [`passwords`] hashes and verifies passwords.
-//! - The service sends a session's token in clear text in one response, and stores only the token's hash.
+//! - The service sends a session's token only in the response to the login, and stores only the token's hash.
 //! - The response to a failed login, and its response time, do not reveal whether the account exists.
 mod attempts;
 mod authentication;

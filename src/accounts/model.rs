@@ -1,4 +1,4 @@
-//! Users, and the rules for their e-mail addresses, names and passwords.
+//! Users, the bodies of the account routes, and the rules for e-mail addresses, names and passwords.
 use chrono::{DateTime, Utc};
 use email_address::{EmailAddress, Options};
 use platform::http::{extract::Validate, problem::FieldError, timestamp};
@@ -32,8 +32,8 @@ pub struct User {
 pub struct Email(String);
 
 impl Email {
-    /// Parses an address (RFC 5321, at most 254 characters). Text around the address, such as a display name, is an
-    /// error.
+    /// Parses an address (RFC 5321, at most 254 bytes), and removes white space around it. Returns `None` if the text
+    /// has more than an address, such as a display name.
     pub fn parse(text: &str) -> Option<Self> {
         let email = text.trim().to_lowercase();
         // JSON strings can contain NUL, and PostgreSQL rejects NUL in text. No address needs a control character.
@@ -145,8 +145,8 @@ pub struct Credentials {
 }
 
 impl Validate for Credentials {
-    /// Checks only the length of the password. Every other defect leads to the same 401 as wrong credentials, which
-    /// reveals nothing.
+    /// Checks only the maximum length of the password. Every other defect leads to the same 401 as wrong credentials,
+    /// so that the response does not reveal whether the account exists.
     fn validate(&self) -> Vec<FieldError> {
         if self.password.is_too_long() {
             return vec![FieldError::new("/password", TOO_LONG)];
@@ -168,8 +168,8 @@ pub struct PasswordChange {
 }
 
 impl Validate for PasswordChange {
-    /// Checks only the length of the current password. The rules for the new password need the user's name and e-mail
-    /// address, which only the handler has.
+    /// Checks only the maximum length of the current password. The rules for the new password need the user's name and
+    /// e-mail address, which only the handler has.
     fn validate(&self) -> Vec<FieldError> {
         if self.current_password.is_too_long() {
             return vec![FieldError::new("/current_password", TOO_LONG)];
@@ -211,7 +211,7 @@ mod tests {
         #[test]
         fn schemas_of_credentials_accept_exactly_the_valid_bodies(
             name in prop_oneof!["[ a\u{0}\u{7f}\u{85}\u{a0}\u{3000}\u{e4}]{0,4}", "[a\u{e4}]{199,202}"],
-            // No common password has these characters.
+            // No common password has these characters, so the blocklist, which no schema describes, rejects none.
             password in prop_oneof!["[\u{1f511}\u{1f40e}]{6,10}", "[\u{1f511}\u{1f40e}]{1023,1026}"],
         ) {
             let email = "ada@example.com";
@@ -258,7 +258,7 @@ mod tests {
         for common in ["Passw0rd", "grace.hopper", "Grace Hopper", "grace.hopper@example.com"] {
             assert!(weakness(common).is_some(), "{common}");
         }
-        // There is no composition rule: a password of lower-case letters alone is accepted.
+        // There is no composition rule: a password needs neither capital letters nor digits.
         for accepted in ["correct horse battery staple", "mxqzvkwt", "customer-password"] {
             assert_eq!(weakness(accepted), None, "{accepted}");
         }

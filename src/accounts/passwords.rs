@@ -1,8 +1,11 @@
-//! Hashing and verification of passwords with argon2id (RFC 9106), on blocking threads whose number is limited.
+//! Hashing and verification of passwords with argon2id (RFC 9106), on a limited number of blocking threads.
 //!
-//! A hash takes tens of milliseconds and tens of megabytes by design. Hashes therefore never run on the async threads,
-//! and the number of concurrent hashes is limited. Otherwise a burst of logins would take the memory and the processors
-//! from all other requests. Logins and registrations have separate permits, so that neither can block the other.
+//! A hash takes tens of milliseconds and tens of megabytes by design. Requests therefore never hash on the async
+//! threads, and the number of concurrent hashes is limited. Otherwise a burst of logins would take the memory and the
+//! processors from all other requests.
+//!
+//! Verifications (logins) and new hashes (registrations) have separate permits, so that neither can block the other. A
+//! password change, and a login that replaces an outdated hash, need one permit of each kind in turn.
 use std::{num::NonZeroU32, sync::Arc, thread::available_parallelism};
 
 use argon2::{
@@ -64,7 +67,7 @@ impl Passwords {
         }
     }
 
-    /// Hashes a new password.
+    /// Returns a hash of the password to store, with a new salt.
     ///
     /// # Errors
     /// If the hash algorithm fails, or the process is shutting down.

@@ -1,4 +1,4 @@
-//! Registration, login, logout and the current user.
+//! Routes for registration, login, logout, the current user and the change of a password.
 use axum::{
     Extension, Json as JsonBody,
     extract::{FromRequestParts, State},

@@ -15,6 +15,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
+    Role,
     model::{Email, User},
     users::role,
 };
@@ -46,9 +47,9 @@ fn hash(token: &str) -> [u8; 32] {
 /// Begins a session and audits the login in one statement, so that no login goes unaudited. Returns the session's
 /// expiry.
 ///
-/// Returns `None`, and changes nothing, if the user no longer has the hash that was verified. The statement locks the
-/// user's row, and so waits for a concurrent password change to commit. Without the lock, the change would not see this
-/// session, and the session would outlive the old password.
+/// Returns `None`, and changes nothing, if the user no longer has `verified_hash`. The statement locks the user's row,
+/// and so waits for a concurrent password change to commit. Without the lock, the change would not see this session,
+/// and the session would outlive the old password.
 pub(super) async fn begin(
     database: &Database,
     user: &User,
@@ -148,8 +149,8 @@ pub async fn end_all(
     Ok((ended, audit::record_with(connection, event).await?))
 }
 
-/// Ends every session of a user, with one audit event. Returns the number of sessions, or `None` if no user has this
-/// e-mail address.
+/// Ends every session of a user, with one audit event. Returns the number of ended sessions, or `None` if no user has
+/// this e-mail address.
 pub async fn end_of(database: &Database, email: &Email, reason: &str) -> Result<Option<u64>, sqlx::Error> {
     let mut transaction = database.begin().await?;
     let statement = sqlx::query!(
@@ -202,7 +203,9 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
     let mut events = Vec::with_capacity(expired.len());
     for session in &expired {
         let event = Event::new(EventType::Authentication, "sessions", "expire", EventResult::Success);
-        events.push(event.by(session.user_id, role(&session.role)?.as_str()).records([session.id]));
+        // A newer release may have added a role. Its sessions must not keep this release from deleting the others.
+        let role = Role::parse(&session.role).map_or("unknown", Role::as_str);
+        events.push(event.by(session.user_id, role).records([session.id]));
     }
     let recorded = audit::record_all_with(&mut transaction, events).await?;
     transaction.commit().await?;

@@ -18,7 +18,7 @@ platform::groups! {
         "ARGON2_ITERATIONS" argon2_iterations: NonZeroU32 = positive, default("2");
         /// Lanes of one password hash.
         "ARGON2_PARALLELISM" argon2_parallelism: NonZeroU32 = positive, default("1");
-        /// Concurrent password hashes for logins, and as many for registrations. Unset: half of the cores, within 256 MiB in total.
+        /// Maximum number of concurrent password hashes for logins, and as many for registrations. Unset: half of the cores for each, with at most 256 MiB of memory together.
         "PASSWORD_HASHING_CONCURRENCY" password_hashing_concurrency: NonZeroU32 = positive, optional;
         /// Logins and registrations per minute of one address. 0 is off.
         "LOGIN_RATE_PER_ADDRESS_PER_MINUTE" login_rate: u32 = rate, default("30");

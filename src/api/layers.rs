@@ -41,14 +41,14 @@ pub(super) fn around(
             .layer(middleware::from_fn(host::require_host))
             // Before any expensive layer, so that an overloaded service responds at once.
             .layer(middleware::from_fn_with_state(in_flight, limits::shed))
-            // One address can use only a part of the requests in flight, so that slow bodies from one address do not
-            // block other addresses.
+            // One address can hold only a part of the slots for requests in flight, so that slow uploads from one
+            // address do not block other addresses.
             .layer(middleware::from_fn_with_state(
                 in_flight_by_address,
                 network_slots::limit_in_flight_by_address,
             ))
             // The inner layers and the handlers wait for the body and for the database. The next two layers therefore
-            // limit the duration of the request and the size of the body.
+            // limit the duration of the request, and the duration and size of its body.
             .layer(middleware::from_fn_with_state(settings.request_timeout, limits::deadline))
             .layer(middleware::from_fn_with_state(body_limit, limits::body_limit))
             // Before authentication, so that the limit also protects the lookup of the session.

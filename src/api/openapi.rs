@@ -69,7 +69,8 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
 }
 
-/// Creates the metric series of every route, so that the series exist from the first scrape.
+/// Creates the metric series of every route, for its successes and for the failures that alert rules use. These series
+/// then exist from the first scrape.
 pub(super) fn declare_route_series(document: &Document) {
     for (path, item) in &document.paths.paths {
         let operations = [
@@ -136,7 +137,8 @@ fn problem(description: &str) -> Response {
     ResponseBuilder::new().description(description).content(MEDIA_TYPE, content).build()
 }
 
-/// Headers that every response has.
+/// Headers that a response of any status can have. The `ratelimit` headers are absent if no limit is enabled, or if an
+/// outer layer rejects the request.
 const COMMON_HEADERS: [&str; 7] = [
     "cache-control",
     "content-security-policy",
@@ -188,7 +190,7 @@ fn add_headers(components: &mut Components) {
     }
 }
 
-/// Adds the common headers to the responses that the handler describes itself.
+/// Adds the common headers, and those of the status, to the responses that the handler describes itself.
 fn add_response_headers(operation: &mut Operation) {
     let is_key = |parameter: &RefOr<Parameter>| matches!(parameter, RefOr::T(parameter) if parameter.name == "Idempotency-Key");
     let idempotent = operation.parameters.iter().flatten().any(is_key);

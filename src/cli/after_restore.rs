@@ -68,8 +68,8 @@ pub(super) fn execute(arguments: &ArgMatches) -> Outcome {
     })
 }
 
-/// Returns the logged heads of the audit log in the files of `--known-heads` and `--log`. A head is the number and the
-/// hash of a seal, and each seal covers a range of events (see docs/audit.md).
+/// Returns the heads that the service has logged, from the files of `--known-heads` and `--log`. A head is the number
+/// and the hash of a seal, and each seal covers a range of audit events (see docs/audit.md).
 fn logged_heads(arguments: &ArgMatches) -> Result<KnownHeads, audit::VerifyError> {
     let mut heads = KnownHeads::new();
     if let Some(file) = arguments.get_one::<PathBuf>("known-heads") {
@@ -113,8 +113,8 @@ fn confirm() -> std::io::Result<bool> {
 }
 
 /// Records the restore, begins an epoch of the audit log, ends all sessions and extends the idempotency keys, in one
-/// transaction. Events are ordered by epoch first, so no new event has the position of a lost one. Changes nothing if
-/// another run of the command has recorded the restore since the confirmation.
+/// transaction. Events are ordered by epoch first, so no new event has the position of a lost one. Changes nothing if a
+/// concurrent run of the command has recorded the restore first.
 async fn record(database: &Database, heads: &KnownHeads, reason: &str) -> Result<(), sqlx::Error> {
     let mut transaction = database.begin().await?;
     let span = audit::lost_span(&mut transaction, heads).await?;

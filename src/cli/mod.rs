@@ -1,9 +1,9 @@
 //! The command line: `serve`, `migrate`, `after-restore`, `user create`, `user end-sessions`, `audit verify`,
 //! `audit export`, `openapi`, `config`, `probe`, and the commands of the slices.
 //!
-//! Exit codes: 0 for success, 1 for failure (with one sentence on stderr), 2 for wrong usage. Every setting in
-//! [`config`](crate::config) has a flag on the commands that use the setting, except secrets and `OTEL_*`. Secrets have
-//! no flag, because other users of the machine can read command lines.
+//! Exit codes: 0 for success, 1 for failure (with the reason on stderr), 2 for wrong usage. Every setting in
+//! [`config`](crate::config) has a flag on `serve` and `config`, except secrets and `OTEL_*`. The other commands have
+//! only some of these flags. Secrets have no flag, because other users of the machine can read command lines.
 mod after_restore;
 mod audit;
 mod user;
@@ -114,8 +114,8 @@ fn reason(help: &'static str) -> Arg {
     Arg::new("reason").long("reason").value_name("TEXT").required(true).value_parser(text).help(help)
 }
 
-/// Reads settings from flags first, then from the environment. In development, a `.env` file adds variables that the
-/// environment does not have.
+/// Returns a reader that reads each setting from its flag first, then from the environment. In development, a `.env`
+/// file adds variables that the environment does not have.
 fn reader(arguments: &ArgMatches) -> Result<Reader, Box<dyn std::error::Error + Send + Sync>> {
     let from_flags: HashMap<String, String> = Config::settings()
         .filter_map(|setting| {

@@ -1,4 +1,4 @@
-//! The workers of the audit log, and the audit events of the process itself.
+//! The workers of the audit log, and the audit events of changes of the log filter.
 use std::time::Duration;
 
 use platform::{
@@ -21,8 +21,8 @@ const DENIAL_INTERVAL: Duration = Duration::from_mins(1);
 /// Interval between two checks for new failures to record audit events.
 const FAILURE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Starts the workers that seal and monitor the audit log, record summary events for counted denials, and create
-/// partitions.
+/// Starts the workers that seal the audit log, measure the age of its unsealed events, and create its partitions.
+/// Further workers record summary events for counted denials, and raise an alert if events cannot be recorded.
 pub(super) fn start(
     workers: &Workers,
     config: &Config,

@@ -1,11 +1,11 @@
 //! The wiring: the only module that connects all others.
 //!
-//! [`serve`] creates everything that lives as long as the process, passes it to the other modules, and stops it. The
-//! shutdown ends requests and workers first, then the parts that they use, and the telemetry last. The longer parts of
-//! the wiring have their own modules:
+//! [`serve`] receives the settings and the telemetry, and creates everything else that lives as long as the process. At
+//! the end, [`serve`] stops these parts. The shutdown ends requests and workers first, then the parts that they use,
+//! and the telemetry last. The longer parts of the wiring have their own modules:
 //!
-//! - `startup`: the checks of the database before the service accepts requests
-//! - `audit_workers`: the workers of the audit log, and the audit events of the process itself
+//! - `startup`: the migrations and checks of the database before the service accepts requests, and its health checks
+//! - `audit_workers`: the workers of the audit log, and the audit events of changes of the log filter
 mod audit_workers;
 mod startup;
 
@@ -53,7 +53,7 @@ pub enum ServeError {
     Database(#[from] database::ConnectError),
     #[error(transparent)]
     Migration(#[from] migrations::MigrateError),
-    /// The database responds, but a startup check failed to read it.
+    /// A statement of the startup checks failed.
     #[error("failed to check the database: {0}")]
     Check(#[from] sqlx::Error),
     /// The database lacks migrations that this binary needs.
@@ -80,14 +80,14 @@ pub enum ServeError {
     /// Signal handlers could not be installed.
     #[error("failed to install signal handlers: {0}")]
     Signals(#[from] std::io::Error),
-    /// Parts of the service had not ended at their deadline, and were cancelled.
+    /// Parts of the service were cancelled at their deadline, or because of a second signal.
     #[error("shutdown deadline exceeded; cancelled: {0}")]
     Cut(String),
 }
 
 /// The result of a shutdown that followed a signal.
 struct Shutdown {
-    /// The parts that were cancelled at their deadline.
+    /// The parts that were cancelled at their deadline, or because of a second signal.
     cancelled: Vec<String>,
     /// Deadline of the last export of spans and log lines.
     deadline: Instant,
@@ -96,7 +96,7 @@ struct Shutdown {
 /// Runs the service until SIGTERM or SIGINT, then shuts it down and exports the last telemetry.
 ///
 /// # Errors
-/// If the service could not start completely, or a part of it was cancelled at its shutdown deadline.
+/// If the service could not start completely, or a part of it was cancelled during the shutdown.
 pub async fn serve(config: Config, telemetry: Telemetry) -> Result<(), ServeError> {
     let (served, deadline) = match run(&config, &telemetry).await {
         Ok(Shutdown { cancelled, deadline }) if cancelled.is_empty() => (Ok(()), deadline),
@@ -175,12 +175,12 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<Shutdown, ServeEr
             let connections = api.drain(deadlines.connections).await.cut;
             (connections, background_tasks.drain(deadlines.work).await)
         };
-        // Workers stop between two units of work, never within one. Workers and requests end concurrently, so that a
-        // slow client does not use up the workers' time.
+        // Workers stop between two units of work. A unit that still runs at the deadline is cancelled. Workers and
+        // requests end concurrently, so that a slow client does not use up the workers' time.
         let ((connections, tasks), stopped) = tokio::join!(requests, workers.stop(deadlines.work));
         // After the requests and workers, because both can still count denials and raise alerts.
         tokio::join!(record_denials(&denials, deadlines.rest), send_alerts(&alerts, deadlines.rest));
-        // The operations listener ends last, so that metrics and health can be read during the shutdown.
+        // The operations listener ends only now, so that metrics and health can be read during the shutdown.
         ops.drain(deadlines.rest).await;
         database.close(deadlines.rest.saturating_duration_since(Instant::now())).await;
         let mut cancelled = Vec::new();
@@ -231,7 +231,7 @@ fn initialize_metrics() {
     accounts::initialize_metrics();
 }
 
-/// Returns the checks of readiness and `/health`.
+/// Returns the checks for readiness and `/health`, and the further sections of `/health`.
 fn health(database: &Database, slices: &Slices, workers: &Workers) -> Health {
     let workers = workers.clone();
     let health = startup::add_checks(Health::builder(BuildInfo::current()), database);

@@ -1,5 +1,7 @@
-//! Startup checks of the database. The service does not start with an unusable database. In staging and production, the
-//! service also does not start if its database role can rewrite the audit log, or if a crash can lose commits.
+//! The database at start: its migrations and startup checks. The module also adds the health checks of the database.
+//!
+//! The service does not start with an unusable database. In staging and production, the service also does not start if
+//! its database role can rewrite the audit log, or if a crash can lose commits.
 use std::{
     future::ready,
     time::{Duration, Instant},

@@ -177,7 +177,7 @@ func claim(ctx context.Context, tx pgx.Tx, caller *caller, key string, fingerpri
 	return err
 }
 
-// replay returns the stored response of the idempotency key.
+// replay returns the stored response of the idempotency key. It fails if the key belongs to another request, or has no response yet.
 func (app *app) replay(ctx context.Context, caller *caller, key string, fingerprint []byte) (*orderResponse, error) {
 	var first []byte
 	var orderID *uuid.UUID
@@ -204,7 +204,7 @@ type product struct {
 	Currency   string
 }
 
-// priceOrder returns the order at the current prices.
+// priceOrder returns the order at the current prices. It rejects unknown products, and products of several currencies.
 func priceOrder(ctx context.Context, tx pgx.Tx, id uuid.UUID, caller *caller, requested *basket) (*order, error) {
 	ctx, span := tracer.Start(ctx, "SELECT products")
 	defer span.End()

@@ -59,7 +59,7 @@ func startTracing(ctx context.Context) (func(context.Context) error, error) {
 	return provider.Shutdown, nil
 }
 
-// instrumented wraps a handler with metrics, a span, the correlation id and the access log.
+// instrumented wraps a handler with metrics, a span, the correlation id, the access log and the request timeout.
 func instrumented(method, path string, handler http.HandlerFunc) http.Handler {
 	labels := prometheus.Labels{"path": path}
 	var instrumented http.Handler = accessLog(path, handler)

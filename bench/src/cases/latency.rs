@@ -12,13 +12,15 @@ use crate::{
     test_bed::Database,
 };
 
-/// Requests per second, below the capacity of a machine with two cores that also runs the load and the database.
+/// Requests per second of a run without `--long`, below the capacity of a machine with two cores that also runs the load
+/// and the database.
 const RATE: [f64; 1] = [300.0];
 
 /// Requests per second of a run with `--long`, from light load to nearly full load.
 const RATES: [f64; 3] = [150.0, 300.0, 600.0];
 
-/// Number of open connections. All connections are in use at once only if the contender stalls.
+/// Number of open connections, and so the maximum number of requests in flight. All connections are in use only if the
+/// measured service stalls.
 const MAX_CONNECTIONS: usize = 64;
 
 pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {

@@ -1,4 +1,4 @@
-//! The benchmark cases. Each case describes its comparison, runs the comparison, and states its goals.
+//! The benchmark cases. Each case describes its comparison, runs the comparison, and states its goals, if it has any.
 mod concurrency;
 mod latency;
 mod payments;
@@ -73,7 +73,7 @@ pub enum Case {
     Concurrency,
     /// Payments with a slow gateway
     Payments,
-    /// Start-up time, memory and size; with `--long` also builds
+    /// Start-up time, memory, and size of the executable; with `--long` also build times
     Process,
 }
 
@@ -92,7 +92,7 @@ impl Case {
     }
 }
 
-/// Returns a number for the next run, so that no two runs share idempotency keys or ids.
+/// Returns a number for the next measurement, so that no two measurements share idempotency keys or ids.
 fn next_run() -> u64 {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -126,14 +126,14 @@ fn figures(contenders: &[(String, &Rounds)]) -> Table {
     table
 }
 
-/// Returns the CPU time of a process per response, in microseconds. Returns NaN if the run has no such process, or on a
-/// system that does not report CPU times.
+/// Returns the CPU time of a process per response, in microseconds. Returns NaN if the measurement has no such process,
+/// or on a system that does not report CPU times.
 fn cpu_of(sample: &Sample, process: MeasuredProcess) -> f64 {
     sample.cpu.get(&process).copied().unwrap_or(f64::NAN)
 }
 
-/// Returns the CPU time of the service and of the database per response. The receiver of traces is a separate process,
-/// and is reported separately.
+/// Returns the CPU time of the service and of the database per response, in microseconds. The receiver of traces is a
+/// separate process, and is reported separately.
 fn cpu_of_request(sample: &Sample) -> f64 {
     sample.cpu_of(&[MeasuredProcess::Service, MeasuredProcess::Database])
 }

@@ -9,13 +9,14 @@ use crate::{cargo, postgres::ReplicationMode, secret, signals::Interrupts};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the payment-gateway simulator alone, with `GATEWAY_API_KEY` and `GATEWAY_WEBHOOK_SECRET` from the environment
+    /// Run the payment-gateway simulator alone, with `GATEWAY_API_KEY` and `GATEWAY_WEBHOOK_SECRET` from the
+    /// environment
     Gateway(Gateway),
     /// Inject faults into a service of several replicas, and check that no payment is lost or charged twice
     Campaign(Campaign),
 }
 
-/// Flags of the environment.
+/// Further flags of the environment, for the external services.
 #[derive(Clone, Debug, Args)]
 pub struct Flags {
     #[arg(long, value_name = "PORT", default_value_t = 9090)]
@@ -26,7 +27,7 @@ pub struct Flags {
 pub struct Gateway {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
     address: SocketAddr,
-    /// URL that receives the events; none if unset
+    /// URL that receives the events; no events are sent if unset
     #[arg(long, value_name = "URL", env = "GATEWAY_WEBHOOK_URL")]
     webhook_url: Option<Url>,
     /// File of the ledger, which survives a restart

@@ -1,4 +1,4 @@
-// The domain part of the console's page: figures, faults and reconciliation.
+// The domain part of the console's page: tiles, and texts about faults, traffic, reconciliation and the first steps.
 import { number } from "./format.js";
 
 const BREAKER = { 0: ["closed", "good"], 1: ["half-open", "warn"], 2: ["open", "bad"] };
@@ -18,7 +18,7 @@ export function domainTiles(figures, tile) {
 /** The domain's faults: name, effect, and the views that show the effect. */
 export const FAULTS = {
   "gateway-outage": ["Gateway outage", "The payment gateway responds with 503 to every request.",
-    [["/now", "the breaker opens and payments are rejected at once"], ["/traces?status=5xx", "traces of the rejections"], ["/alerts", "PaymentFailureRatioHigh"]]],
+    [["/now", "the breaker opens and payments are rejected immediately"], ["/traces?status=5xx", "traces of the rejections"], ["/alerts", "PaymentFailureRatioHigh"]]],
   "gateway-slow": ["Gateway slow", "Every response of the payment gateway takes 1.5 seconds longer.",
     [["/traces?route=payments&min_ms=1000", "the waterfall of a slow payment"], ["/now", "the latency of the gateway"]]],
   "lost-responses": ["Responses lost", "Half of the gateway's responses are lost after the charge.",
@@ -36,7 +36,7 @@ export const TRAFFIC = "Customers who register, browse, order and pay, and send 
 /** Description of the reconciliation and its invariants. */
 export const RECONCILIATION = ["The service's tables are compared with the gateway's ledger", "every charge has a payment that agrees with it, and every payment that succeeded or was declined has its charge."];
 
-/** Formats the numbers of a reconciliation. */
+/** Returns the numbers of a reconciliation, each with its label. */
 export const numbers = (report) => [["orders", report.orders], ["payments", report.payments], ["in flight", report.payments_in_flight], ["refunds", report.refunds], ["charges at the gateway", report.charges], ["without a payment", report.orphans.length]];
 
 /** The text that is shown until the first trace exists. */

@@ -1,4 +1,5 @@
-//! The payment gateway that `cargo dev` starts with the service. Its ledger persists between runs.
+//! The payment gateway that `cargo dev` starts with the service, and the commands that the screen shows for orders and
+//! payments. The gateway's ledger persists between runs, except in a run with a standby.
 use std::{
     io,
     net::SocketAddr,
@@ -127,7 +128,7 @@ impl ExternalServices {
         vec![("gateway", format!("{gateway}ledger, {gateway}faults"))]
     }
 
-    /// Returns a heading, and the commands that the screen lists after the login command. The commands run in any
+    /// Returns a heading, and the commands that the screen lists after the login command. The commands run in any POSIX
     /// shell.
     pub(crate) fn commands(&self, api: &Url) -> (&'static str, Vec<String>) {
         let product = self.product;

@@ -1,19 +1,19 @@
 //! The example domain: orders, and the payment gateway.
 //!
 //! This directory contains all domain code of the crate. The rest of the crate uses only the names exported below, and
-//! items of [`environment`], [`harness`] and [`traffic`]. A generated project replaces this directory with its own,
-//! which exports the same names.
+//! items of [`environment`], [`harness`] and [`traffic`]. A project generated without the example has another directory
+//! in this place, which exports the names that the rest of the crate uses.
 //!
 //! - [`campaign`]: tests several replicas of the service under faults: no payment may be lost or charged twice
 //! - `command`: further commands and flags of `cargo dev`
 //! - [`environment`]: the gateway, its ledger and the products of `cargo dev`
-//! - `faults`: faults of the gateway
+//! - `faults`: the gateway's faults that `cargo dev` and its console switch
 //! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
 //! - [`harness`]: the domain part of the test harness, for orders and payments
 //! - [`invariants`]: compares the service's tables with the gateway's ledger
-//! - `external_services`: the interface of the external services for the rest of this crate
+//! - `external_services`: the addresses of the external services, and the comparison with their records
 //! - `panels`: the charts and figures of the console
-//! - `seed_products`: products of the environment
+//! - `seed_products`: the products that `cargo dev` creates
 //! - `traffic`: the actions of simulated customers
 pub mod campaign;
 mod command;

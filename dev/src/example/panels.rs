@@ -1,9 +1,9 @@
-//! Charts and figures of orders and payments, for the console and the terminal.
+//! Charts and figures of orders, payments and the gateway, for the console and the terminal.
 use std::collections::BTreeMap;
 
 use crate::console::panels::{Panel, or_dash};
 
-/// The charts of the console.
+/// The domain's charts on the console.
 pub(crate) const PANELS: &[Panel] = &[
     Panel {
         id: "money",
@@ -40,7 +40,7 @@ pub(crate) const PANELS: &[Panel] = &[
     },
 ];
 
-/// The figures: a name and a `PromQL` query each.
+/// The domain's figures: a name and a `PromQL` query each.
 pub(crate) const FIGURES: &[(&str, &str)] = &[
     ("orders", "sum(orders_created_total)"),
     ("succeeded", r#"sum(payments_total{outcome="succeeded"})"#),

@@ -1,9 +1,9 @@
-//! Products in the database of the environment.
+//! The products that `cargo dev` creates in a database without products.
 use sqlx::{Connection as _, PgConnection};
 use url::Url;
 use uuid::Uuid;
 
-/// Products for sale; amounts in cents.
+/// Products for sale: SKU, name, and price in cents.
 const PRODUCTS: [(&str, &str, i64); 12] = [
     ("BEAN-ETH-250", "Coffee, Ethiopia Guji, 250 g", 1190),
     ("BEAN-COL-250", "Coffee, Colombia Huila, 250 g", 1090),
@@ -19,7 +19,7 @@ const PRODUCTS: [(&str, &str, i64); 12] = [
     ("GIFT-CARD-50", "Gift card", 5000),
 ];
 
-/// Creates the products if the catalogue is empty, and returns a product for sale.
+/// Creates the products if no product is for sale, and returns a product for sale.
 pub(crate) async fn seed(owner_url: &Url, progress: &dyn Fn(&str)) -> Result<Uuid, sqlx::Error> {
     let mut connection = PgConnection::connect(owner_url.as_str()).await?;
     let product = seed_in(&mut connection, progress).await?;

@@ -1,4 +1,4 @@
-//! Child processes that never outlive their parent.
+//! Child processes that are stopped when their parent ends.
 //!
 //! Every process started here is registered with the [`Watchdog`], because destructors do not run on `kill -9`. Test
 //! runners use `kill -9` after a timeout. A service or a database left running would keep its port, and the next run

@@ -20,7 +20,7 @@ const MAX_LINES: usize = 20_000;
 /// Maximum size of the lines in memory, in bytes.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
-/// Maximum size of a log file, in bytes. The previous part of the log is in a second file, `.1`.
+/// Size in bytes at which a log file is full. The previous part of the log is in a second file with the suffix `.1`.
 const MAX_LOG_BYTES: usize = 64 * 1024 * 1024;
 
 /// Maximum length of a line in bytes. A longer line is split.
@@ -33,7 +33,7 @@ pub enum Stream {
     Stderr,
 }
 
-/// A line without its newline. Invalid UTF-8 is replaced.
+/// A line without white space at its end. Invalid UTF-8 is replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     pub stream: Stream,
@@ -50,7 +50,7 @@ enum ReaderState {
     Closed,
 }
 
-/// The copy of the output in a file. A full file replaces the previous `.1` file.
+/// The copy of the output in a file. A full file gets the suffix `.1`, and replaces the previous file of that name.
 struct Log(FileRotate<AppendCount>);
 
 impl Log {
@@ -66,7 +66,7 @@ impl fmt::Debug for Log {
     }
 }
 
-/// Memory shared by the two reading threads and every [`Follower`].
+/// The lines and the state that the reading threads and every [`Follower`] share.
 #[derive(Debug)]
 pub(super) struct Output {
     state: Mutex<State>,
@@ -158,7 +158,8 @@ impl Output {
         self.set_reader(ReaderState::Reading);
     }
 
-    /// Closes the pipe of standard output at the next line.
+    /// Closes the pipe of standard output. A stalled reader closes the pipe immediately, a reading one after the next
+    /// line.
     pub(super) fn close(&self) {
         self.set_reader(ReaderState::Closed);
     }
@@ -210,7 +211,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Returns the next line, or `None` once the child has closed its output.
+    /// Returns the next line, or `None` once both streams have ended and no stored line is left.
     pub async fn next(&mut self) -> Option<Line> {
         loop {
             self.changes.borrow_and_update();
@@ -230,7 +231,7 @@ impl Follower {
         }
     }
 
-    /// Returns the next matching line, or `None` at the deadline or once the child has closed its output.
+    /// Returns the next matching line, or `None` at the deadline or at the end of the output.
     pub async fn find(&mut self, deadline: Duration, matches: impl Fn(&str) -> bool) -> Option<Line> {
         let search = async {
             loop {

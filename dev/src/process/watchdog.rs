@@ -14,13 +14,13 @@ use std::{
 
 use super::lock;
 
-/// The method by which the watchdog stops a process.
+/// The method by which the watchdog stops a process. [`Child`](super::Child) selects its signals by the method, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopMethod {
     /// Sends SIGTERM to the process group, and SIGKILL after five seconds.
     Process,
-    /// Stops a PostgreSQL server by a fast shutdown, and then by an immediate shutdown. The server is stopped after all
-    /// processes of [`StopMethod::Process`].
+    /// Stops a PostgreSQL server by a fast shutdown, by an immediate shutdown after ten seconds, and by SIGKILL after
+    /// five more. The server is stopped after all processes of [`StopMethod::Process`].
     Server,
 }
 

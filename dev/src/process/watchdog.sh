@@ -2,7 +2,7 @@
 # line. The end of input means that the parent has ended. Commands:
 #
 #   process PID        registers a process group: TERM, and KILL after five seconds
-#   server PID         registers a PostgreSQL server: fast shutdown, and immediate shutdown after ten seconds
+#   server PID         registers a PostgreSQL server: fast shutdown, immediate shutdown after 10 s, KILL after 5 s more
 #   forget PID         unregisters a process or server that has ended
 #   remove DIRECTORY   registers a directory: deleted after all processes and servers have ended
 #
@@ -48,7 +48,7 @@ end() {
     tenths=$3
     shift 3
     signal "$first" "$@"
-    # A stopped process would receive the first signal only when it continues.
+    # A process that is suspended by SIGSTOP receives the first signal only when it continues.
     signal CONT "$@"
     while [ "$tenths" -gt 0 ] && any_alive "$@"; do
         sleep 0.1

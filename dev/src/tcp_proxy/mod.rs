@@ -1,4 +1,5 @@
-//! A TCP proxy between two parts of the system, for tests that cut, slow or stall the connections.
+//! A TCP proxy between two parts of the system. The proxy cuts, slows, stalls or redirects connections, and counts
+//! bytes and round trips.
 //!
 //! A server can fail in three ways, and its clients must survive each. The server closes all connections (a restart),
 //! it stops responding (a lock-up, a lost route), or another host takes over its address. With several servers the
@@ -29,7 +30,7 @@ use url::Url;
 
 use self::round_trips::RoundTripCounter;
 
-/// Timeout far above the time that a server on this machine takes to accept a connection, even under load.
+/// Timeout of a connection attempt. A server on this machine accepts a connection far sooner, even under load.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +61,8 @@ struct ProxyState {
     /// Flow of new connections, and of the connections opened since the last call of [`TcpProxy::interrupt`] or
     /// [`TcpProxy::replace_host`].
     flow: Mutex<watch::Sender<Flow>>,
-    /// Flow of the connections to replaced hosts, which never pass data again.
+    /// Flow of the connections to replaced hosts. No method changes this flow, so these connections never pass data
+    /// again.
     replaced: Mutex<Vec<watch::Sender<Flow>>>,
     rejected: AtomicUsize,
     round_trips: AtomicUsize,
@@ -98,7 +100,7 @@ impl TcpProxy {
     /// Returns the same URL with the proxy's address.
     pub fn url_through(&self, url: &Url) -> Url {
         let mut url = url.clone();
-        // Both calls fail only for a URL without a host. Such a server could not have been reached.
+        // Both calls fail only for a URL without a host, to which no connection can be opened anyway.
         url.set_ip_host(self.address.ip()).ok();
         url.set_port(Some(self.address.port())).ok();
         url
@@ -109,7 +111,7 @@ impl TcpProxy {
         self.set(Flow::Frozen);
     }
 
-    /// Delays all data.
+    /// Passes all data, each piece after this delay.
     pub fn slow(&self, delay: Duration) {
         self.set(Flow::Flowing(delay));
     }
@@ -151,7 +153,7 @@ impl TcpProxy {
         self.state.round_trips.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of bytes that the server has sent so far on all connections.
+    /// Returns the number of bytes that the proxy has passed from the servers to the clients so far.
     pub fn bytes_back(&self) -> usize {
         self.state.bytes_back.load(Ordering::Relaxed)
     }

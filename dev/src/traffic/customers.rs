@@ -25,7 +25,7 @@ pub(super) struct CustomerPool {
     seed: u64,
     customers: Vec<Mutex<Customer>>,
     shared: SharedMemory,
-    /// Time of the next registration or login.
+    /// Earliest time of the next registration or login.
     next_login: Mutex<Instant>,
     report: Mutex<Report>,
 }
@@ -51,7 +51,8 @@ impl CustomerPool {
         lock(&self.report).not_sent += 1;
     }
 
-    /// Sends a request of one customer, or a request without a session while no customer is logged in.
+    /// Sends the registration or login that is due, if any. Otherwise sends a request of a logged-in customer, or a
+    /// request without a session if no customer is logged in.
     pub(super) async fn send_request(self: Arc<Self>, tick: u64) {
         let mut rng = StdRng::seed_from_u64(self.seed ^ tick.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let request = ApiRequest::new(&self.shared, &self.api, &self.report);
@@ -71,8 +72,8 @@ impl CustomerPool {
         example::act(&request, customer, other_customer.copied(), rng).await;
     }
 
-    /// Returns a customer who must register or log in, and marks the customer as logging in. Returns `None` until the
-    /// interval has passed, or if every customer is logged in.
+    /// Returns a customer who must register or log in, and marks the customer as logging in. Returns `None` until
+    /// [`LOGIN_INTERVAL`] has passed, or if every customer is logged in or logging in.
     fn reserve_next_login(&self) -> Option<&Mutex<Customer>> {
         let mut next_login = lock(&self.next_login);
         if Instant::now() < *next_login {

@@ -23,7 +23,7 @@ impl ApiRequest<'_> {
             .send(&call, |response| {
                 check_status(response, 201)?;
                 check("a session has a token", !text(&response.body, "token").is_empty())?;
-                check("a session ends", !text(&response.body, "expires_at").is_empty())?;
+                check("a session has an end", !text(&response.body, "expires_at").is_empty())?;
                 let user = response.body.get("user").unwrap_or(&Value::Null);
                 check("a session belongs to the logged-in user", text(user, "id") == identity.id)
             })

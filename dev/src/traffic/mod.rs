@@ -4,8 +4,9 @@
 //! closed loop would send fewer requests to a slow service and hide the slowness. Every response is checked against the
 //! service's API contract. Responses that violate the contract are counted, and the first of them are stored.
 //!
-//! At each tick one request is sent: by one customer, or without a session while no customer is logged in. The seed and
-//! the customer's state determine the request.
+//! At each tick at most one request is sent: a registration or login, a request of a logged-in customer, or a request
+//! without a session while no customer is logged in. The seed, the number of the tick and the state of the customers
+//! determine the request.
 //!
 //! - [`api`]: one request and its response
 //! - [`customer`]: the state of a customer
@@ -47,9 +48,9 @@ pub struct Settings {
     /// URL of the service's API.
     pub api: Url,
     pub rate_per_second: f64,
-    /// Seed of all choices. The same seed makes the same choices as long as the responses are the same.
+    /// Seed of all choices. The same seed makes the same choices as long as the responses and their times are the same.
     pub seed: u64,
-    /// Number of customers. Customers register one by one, because the service limits logins from one address.
+    /// Number of customers. Customers register one by one, because the service limits registrations from one address.
     pub customers: usize,
 }
 

@@ -26,7 +26,7 @@ pub struct Report {
     pub rejections: u64,
     /// Sessions that ended with a 401, after which the customer logs in again.
     pub logins_after_expiry: u64,
-    /// Responses 429, 503 and 504, after which the request can be retried.
+    /// Responses 429, 503 and 504 that the API contract allows. Their requests can be retried.
     pub busy: u64,
     /// Requests without a complete response.
     pub without_response: u64,

@@ -41,8 +41,9 @@ impl<'a> ApiRequest<'a> {
         lock(self.report)
     }
 
-    /// Sends a call and counts its outcome. `expected` checks the response against the API contract. `expected` is not
-    /// called if there is no response, or if the response is a 429, 503 or 504 that is counted as busy.
+    /// Sends a call. Counts the request, and every outcome except an expected response. `expected` checks the response
+    /// against the API contract. `expected` is not called without a response, for a response without the correlation
+    /// id, and for a 429, 503 or 504 that is counted as busy.
     pub(crate) async fn send(
         &self,
         call: &Call,
@@ -79,8 +80,8 @@ impl<'a> ApiRequest<'a> {
         }
     }
 
-    /// Sends a call of a logged-in customer. After a 401 the customer's token is removed, so that the customer logs in
-    /// again before the next request.
+    /// Sends a call of a logged-in customer. After a 401 to the customer's current token, the token is removed, so that
+    /// the customer logs in again before the next request.
     pub(crate) async fn send_as(
         &self,
         customer: &Mutex<Customer>,

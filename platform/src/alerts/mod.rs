@@ -2,10 +2,13 @@
 //! as an open circuit breaker or a manipulated audit log.
 //!
 //! Raising an alert never waits and never fails, because it must not disturb the work that raises it. The alert is
-//! logged and put into a bounded queue, and a separate task sends it, with retries. The same alert (severity and
-//! title) is sent at most once per interval, so that a flapping dependency does not page repeatedly.
+//! logged and put into a bounded queue, and a separate task sends it, with retries. Once a receiver has accepted an
+//! alert, the same alert (severity and title) is not sent again within `ALERT_REPEAT_INTERVAL_SECONDS`, so that a
+//! flapping dependency does not page repeatedly.
 //!
-//! The outcome of each alert is counted in `alerts_sent_total`.
+//! Callers that store alerts until a receiver accepts them use [`Alerts::deliver`], which has no queue and no interval.
+//!
+//! `alerts_sent_total` counts the outcomes. Without receivers, raised alerts are only logged.
 mod receiver;
 mod settings;
 
@@ -74,7 +77,7 @@ pub struct Condition {
 }
 
 impl Condition {
-    /// Creates a condition that is the cause of its own incident.
+    /// Creates a condition that is not a symptom of an incident.
     pub const fn new(name: &'static str) -> Self {
         Self { name, incident: None }
     }
@@ -143,7 +146,7 @@ struct Transport {
 
 enum Message {
     Alert(OutgoingAlert),
-    /// Notifies the sender once all earlier messages are processed.
+    /// Notifies the caller of [`Alerts::flush`] once all earlier messages are processed.
     Flush(oneshot::Sender<()>),
 }
 
@@ -208,8 +211,9 @@ impl Alerts {
         accepted > 0
     }
 
-    /// Raises an alert, with the current correlation id. Never waits and never fails: if the queue is full, the alert
-    /// is logged but not sent.
+    /// Raises an alert, with the current correlation id. If the same alert was already raised within the interval, it
+    /// is counted, but neither logged nor sent. Never waits and never fails: if the queue is full, the alert is logged
+    /// but not sent.
     pub fn raise(&self, alert: Alert) {
         let key = (alert.severity, alert.title.clone());
         if !self.0.recent.record(&key, self.0.repeat_interval) {
@@ -256,7 +260,7 @@ impl Alerts {
 
 type Key = (Severity, String);
 
-/// The time at which each alert was last raised.
+/// The time at which each alert was last raised and not suppressed.
 #[derive(Default)]
 struct RecentAlerts(Mutex<HashMap<Key, Instant>>);
 

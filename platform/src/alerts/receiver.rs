@@ -137,9 +137,10 @@ impl Receiver {
     }
 }
 
-/// Returns the labels of every alert of this service. They equal the labels of the service's series in Prometheus,
-/// because Alertmanager compares them when it suppresses alerts. `raised_by` distinguishes the service's own alerts
-/// from those of alerting rules.
+/// Returns the labels of every alert of this service: `job`, `raised_by`, and the labels of `ALERT_LABELS`. `job` and
+/// the labels of `ALERT_LABELS` must equal the labels of the service's series in Prometheus, because Alertmanager
+/// compares them when it suppresses alerts. `raised_by` distinguishes the service's own alerts from those of alerting
+/// rules.
 pub(super) fn source_labels(job: &str, settings: &Labels) -> Labels {
     let defaults = [("job", job), ("raised_by", "service")];
     let defaults = defaults.map(|(name, value)| (name.to_owned(), value.to_owned()));

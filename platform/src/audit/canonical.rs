@@ -1,4 +1,5 @@
-//! The canonical form of events and seals, and their hashes. docs/audit.md specifies the form for other languages.
+//! The canonical forms of events, seals and lists of lost heads, and their hashes. docs/audit.md specifies the forms
+//! for other languages.
 //!
 //! Events are hashed as read back from the database, never as sent, because the database may round a time or reorder
 //! the keys of metadata. Each field is prefixed with its length, so that no two different events have the same form.

@@ -23,7 +23,7 @@ use super::{
     seals::Head,
 };
 
-/// Seal hashes that were recorded outside of the database, by the number of the seal. A number may have two hashes,
+/// Seal hashes that were recorded outside of the database, by the number of the seal. A number may have several hashes,
 /// because after a restore of the database a new seal gets the number of a lost seal.
 pub type KnownHeads = BTreeMap<i64, BTreeSet<Vec<u8>>>;
 
@@ -45,7 +45,7 @@ impl fmt::Display for ChainViolation {
     }
 }
 
-/// An export: the range of its seals, and its file.
+/// An export: its event, the range of its seals, and the SHA-256 of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ExportRecord {
     /// The id of the export's event.

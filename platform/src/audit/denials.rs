@@ -26,8 +26,8 @@ pub struct Denials {
     counts: Arc<Mutex<DenialCounts>>,
 }
 
-/// Number of denials in the current minute, by address. The key `None` counts the denials of all addresses beyond the
-/// maximum, and those without an address.
+/// Number of denials in the current minute, by address. The key `None` counts the denials of all addresses beyond
+/// [`MAX_ADDRESSES`], and the denials without an address.
 type DenialCounts = HashMap<Option<IpAddr>, u64>;
 
 impl Denials {
@@ -36,7 +36,8 @@ impl Denials {
         Self { database, counts: Arc::default() }
     }
 
-    /// Writes a denial as an event, or only counts it.
+    /// Writes a denial as an event. After the first hundred denials of an address in a minute, further denials are only
+    /// counted.
     pub async fn record(&self, event: Event) -> Result<(), sqlx::Error> {
         if count_denial(&mut self.counts(), event.ip_address.map(network)) {
             record(&self.database, event).await
@@ -49,7 +50,7 @@ impl Denials {
     /// minute. The caller calls this function once a minute.
     ///
     /// # Errors
-    /// A statement failed. The counts that could not be written are kept for the next call.
+    /// An event could not be written. The counts that are not written yet are kept for the next call.
     pub async fn flush(&self) -> Result<(), sqlx::Error> {
         let mut counted: Vec<_> = mem::take(&mut *self.counts()).into_iter().collect();
         counted.retain(|(_, count)| *count > MAX_EVENTS_PER_MINUTE);

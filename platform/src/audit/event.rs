@@ -1,4 +1,5 @@
-//! An audit event, with the fields that NIST SP 800-53 AU-3 requires.
+//! An audit event, with the fields that NIST SP 800-53 AU-3 requires, and the reason that an operator gives for a
+//! command.
 use std::net::IpAddr;
 
 use chrono::{DateTime, Utc};
@@ -146,8 +147,8 @@ impl Event {
     }
 
     /// Adds a detail to the metadata, unless `value` is null. Callers must never add a secret. They must not add a
-    /// fractional number or a nested null either, because the database rejects such an event. NUL is replaced, because
-    /// PostgreSQL would reject the whole event.
+    /// fractional number or a nested null either, because the database rejects such an event. NUL characters in texts
+    /// are replaced, because PostgreSQL would reject the whole event.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         let mut value = value.into();
@@ -158,7 +159,7 @@ impl Event {
         self
     }
 
-    /// Sets the user, for events during a login, when the context has no user yet.
+    /// Sets the user, for events whose context does not have this user, such as a login or the expiry of a session.
     #[must_use]
     pub fn by(mut self, user_id: Uuid, role: &'static str) -> Self {
         self.user_id = Some(user_id);
@@ -195,7 +196,7 @@ impl Event {
     }
 }
 
-/// Replaces NUL in all texts by the replacement character.
+/// Replaces each NUL character in texts, but not in keys, by the replacement character U+FFFD.
 fn replace_nul(value: &mut Value) {
     match value {
         Value::String(text) if text.contains('\0') => *text = text.replace('\0', "\u{fffd}"),

@@ -39,15 +39,15 @@ pub struct Filter {
     #[serde(skip_serializing)]
     limit: Option<i64>,
     /// `next_cursor` of the previous page.
-    // A cursor begins with a time in microseconds. The first two characters of the pattern limit it to the years 1970
-    // to 9961.
+    // A cursor begins with a time in microseconds. The first two characters of the pattern limit this time to the years
+    // 1970 to 9961.
     #[param(pattern = "^A[A-Za-z0-3][A-Za-z0-9_-]{30}$")]
     #[serde(skip_serializing)]
     cursor: Option<String>,
 }
 
 impl Filter {
-    /// Returns the requested page.
+    /// Parses the limit and the cursor of the requested page.
     ///
     /// # Errors
     /// 400 for a limit out of range, or an invalid cursor.

@@ -1,12 +1,12 @@
-//! The audit log: a verifiable record of each user's actions (NIST SP 800-53 AU-2, AU-3, AU-12).
+//! The audit log: a verifiable record of who did what, when, and with which result (NIST SP 800-53 AU-2, AU-3, AU-12).
 //!
 //! A change and its audit event commit in **one** statement or transaction, which calls the SQL function
-//! `record_audit_event`. Neither exists without the other. A denial has no change, so [`record`] writes its event
-//! alone. Each committed event is also written as a log line.
+//! `record_audit_event`. Neither exists without the other. For an action that changes no data, such as a denial,
+//! [`record`] writes the event alone. Each committed event is also written as a log line.
 //!
 //! A few seconds later, [`Sealer`] seals the events: it stores their hashes in a chain of seals, and logs the hash of
-//! the last seal. So [`verify`] detects every later change of an event, even by a role with all privileges. Old events
-//! are exported to files that can be verified without the database ([`export`]).
+//! the last seal. So [`verify`], given the logged hashes, detects every later change of a sealed event, even by a role
+//! with all privileges. Old events are exported to files that can be verified without the database ([`export`]).
 //!
 //! Passwords, tokens and card data are never recorded.
 mod canonical;

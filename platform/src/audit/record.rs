@@ -1,4 +1,4 @@
-//! The functions that write audit events.
+//! The functions that write audit events, and the one that creates the partitions for them.
 use std::time::Duration;
 
 use sqlx::PgConnection;
@@ -65,10 +65,10 @@ pub async fn record_all_with(
     Ok(events.into_iter().map(PendingEvent).collect())
 }
 
-/// Writes an event of an action that changes no data, such as a denial or a login.
+/// Writes an event of an action that changes no data, such as a denial or a failed login.
 ///
 /// # Errors
-/// The statement failed. A caller that was about to grant access must deny it instead.
+/// The statement failed, or no connection was available. A caller that was about to grant access must deny it instead.
 pub async fn record(database: &Database, event: Event) -> Result<(), sqlx::Error> {
     let written =
         database.run("audit_events.insert", async |connection| insert(connection, &event).await).await;
@@ -77,7 +77,8 @@ pub async fn record(database: &Database, event: Event) -> Result<(), sqlx::Error
     Ok(())
 }
 
-/// Writes an event of an action that must work while the database is unreachable. Retries until the database is back.
+/// Writes an event of an action that must work while the database is unreachable. Retries after every error, until the
+/// event is written.
 ///
 /// Callers must run this function in [`BackgroundTasks`](crate::workers::BackgroundTasks), because the number of
 /// retries has no limit. A shutdown then cancels the retries at its deadline, and logs the cancellation.

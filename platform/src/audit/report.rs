@@ -20,7 +20,7 @@ pub enum VerifyError {
     /// The database is unreachable, or a statement failed.
     #[error("failed to read the audit log: {0}")]
     Database(#[from] sqlx::Error),
-    /// A file cannot be read.
+    /// A file cannot be read or written.
     #[error("{}: {source}", .path.display())]
     File {
         /// The path of the file.
@@ -37,7 +37,8 @@ impl VerifyError {
     }
 }
 
-/// A callback for progress. The arguments are the number of the last checked seal, and the number of checked events.
+/// A callback for the progress of an export or a verification. The arguments are the number of the last seal that was
+/// written or checked, and the number of events up to then.
 pub type OnProgress<'a> = &'a (dyn Fn(i64, u64) + Send + Sync);
 
 /// The report of a successful verification.

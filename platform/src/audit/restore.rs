@@ -30,12 +30,13 @@ pub struct LostSpan {
 }
 
 impl LostSpan {
-    /// Returns the number of logged heads that the database does not have.
+    /// Returns the number of logged heads that are neither in the chain nor recorded as lost.
     pub fn head_count(&self) -> usize {
         self.record.lost_heads.len()
     }
 
-    /// Returns the numbers of the first and the last logged head that the database does not have.
+    /// Returns the numbers of the first and the last of the logged heads that are neither in the chain nor recorded as
+    /// lost.
     pub fn numbers(&self) -> Option<(i64, i64)> {
         let ends = self.record.lost_heads.first().zip(self.record.lost_heads.last());
         ends.map(|((first, _), (last, _))| (*first, *last))

@@ -3,8 +3,8 @@
 //!
 //! Five failures are possible. [`Sealer`] handles the last two, and [`seal_next`] the others:
 //! - While the process runs, the database may be replaced by one of another cluster, whose transaction ids start again.
-//!   An epoch is a period of the audit log in one cluster. So the cluster is compared with that of the current epoch
-//!   before each seal.
+//!   So the cluster is compared with that of the current epoch before each seal. An epoch is a period of the audit log
+//!   within one cluster and without a restore.
 //! - An event's transaction may commit after a transaction that began later. So only events of transactions before the
 //!   oldest running transaction are sealed. The id of that transaction is the horizon, and is read before the events.
 //! - Two sealers may run at once. So the sealing lock is taken first, in a statement of its own. A single statement
@@ -50,7 +50,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// The error of a failed seal.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
-    /// The database is unreachable, or rejected the seal.
+    /// The database is unreachable, or rejected a statement.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
     /// The chain no longer has the last seal that this process has read.
@@ -68,8 +68,8 @@ pub enum SealError {
         /// The number of the last seal.
         found: i64,
     },
-    /// The last seal covers events that do not exist yet. So the seal was forged. New events cannot be sealed, because
-    /// they would be in the range of the forged seal.
+    /// The range of the last seal includes transactions that have not ended. So the seal was forged. New events cannot
+    /// be sealed, because they would be in the range of the forged seal.
     #[error("seal {number} covers transactions that are still in progress")]
     BeyondHorizon {
         /// The number of the last seal.
@@ -127,7 +127,8 @@ impl Sealer {
         seal_next(&self.database).await
     }
 
-    /// Checks that the chain still has the last head that this process has read.
+    /// Checks that the chain still has the last head that this process has read. Only a head that a recorded restore
+    /// has lost may be missing.
     async fn check_last_head(&self) -> Result<(), SealError> {
         let last_head = *self.last_head.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(last_head) = last_head.filter(|last_head| last_head.number > 0) else { return Ok(()) };
@@ -172,8 +173,9 @@ impl Sealer {
         });
     }
 
-    /// Measures the sealing lag. This unit of work is separate from sealing, because the lag must also be measured when
-    /// sealing fails.
+    /// Measures the sealing lag, and raises an alert if the lag is long. Also updates the metrics of recorded restores
+    /// and of the last seal's number. This unit of work is separate from sealing, because the lag must also be measured
+    /// when sealing fails.
     ///
     /// # Errors
     /// A statement failed, or no connection was available.
@@ -220,9 +222,9 @@ pub(super) async fn wait_until_sealed(database: &Database, position: EventPositi
 
 /// The result of sealing a batch.
 pub(super) struct SealResult {
-    /// The new head of the chain.
+    /// The head of the chain, which is unchanged if there were no events to seal.
     pub head: Head,
-    /// `true` if more events can be sealed.
+    /// `true` if the batch was full, so that more events may be ready to be sealed.
     pub more: bool,
 }
 

@@ -1,4 +1,5 @@
-//! The statements that read events in the order of their positions, and that read and extend the chain of seals.
+//! The statements that read events in the order of their positions, read and extend the chain of seals, and measure the
+//! sealing lag.
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -7,7 +8,7 @@ use sqlx::PgConnection;
 use super::canonical::{EventPosition, GENESIS, Hash, Seal, StoredEvent};
 use crate::database::{Database, instrument_query};
 
-/// The head (last seal) of the chain.
+/// The number and the hash of a seal that is, or once was, the last seal (head) of the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Head {
     pub number: i64,

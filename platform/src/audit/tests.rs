@@ -1,4 +1,5 @@
-//! Tests of the chain of seals: each rule with a log that obeys it, and one that violates it.
+//! Tests of the chain of seals: each rule with a log that obeys it, and one that violates it. The last tests are about
+//! the arguments of commands: a reason, and an external export.
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};

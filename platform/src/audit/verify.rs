@@ -2,7 +2,7 @@
 //! heads. A head is the number and the hash of a seal.
 //!
 //! Verification keeps only one page of seals and one page of events in memory. Verification trusts none of the data
-//! that it reads. Verification changes nothing, except that it adds an event about itself.
+//! that it reads from the database. Verification changes nothing, except that it adds an event about itself.
 use std::{
     collections::VecDeque,
     io::{BufRead, BufReader},

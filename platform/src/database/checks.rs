@@ -1,12 +1,13 @@
-//! Checks of the service's database role and its settings, before the service uses the database.
+//! Checks of the service's database role and of the role's settings, at the start of the service.
 use super::{Database, Settings};
 
 /// The privileges of the service's role on the audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Privileges {
-    /// The role cannot rewrite the audit log.
+    /// The role can only append events and seals to the audit log.
     Restricted,
-    /// The role can rewrite the audit log, as a superuser, as the owner, or by granted privileges.
+    /// The role can change, delete or forge rows of the audit log, as a superuser, as the owner, or by granted
+    /// privileges.
     TooMany,
 }
 

@@ -3,8 +3,8 @@
 //!
 //! A database host that fails without closing its connections is *lost*. TCP reports the loss only after a quarter of
 //! an hour. Until then, sqlx 0.9.0 waits for a statement's response, and the connection occupies its slot in the pool.
-//! Once such statements occupy all slots, the service stays down long after the database is back. So
-//! [`response_timeout`] limits every wait in this module.
+//! Once such statements occupy all slots, the service stays down long after the database is back. So every wait
+//! for a response in this module has a timeout: [`response_timeout`] or [`RETURN_PING_TIMEOUT`].
 //!
 //! sqlx 0.9.0 sets neither TCP keepalive nor `TCP_USER_TIMEOUT` on its sockets, and cannot be given a configured
 //! socket. Instead the [monitor](super::monitor) checks one connection, and [`end_statements_of_lost_server`] ends the
@@ -106,7 +106,8 @@ impl Connection {
         Self { pooled: Some(pooled), slot: Some(slot), within_transaction: false }
     }
 
-    /// Returns the connection to the pool immediately, without a ping. Its last statement must be complete.
+    /// Returns the connection to the pool immediately, without a ping. Its last statement must be complete. A
+    /// connection in an open transaction is closed instead.
     pub fn release(mut self) {
         if !self.within_transaction {
             drop(self.pooled.take());

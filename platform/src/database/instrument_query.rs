@@ -33,10 +33,10 @@ pub(super) fn set_server(url: &DatabaseUrl) {
 }
 
 /// Runs a statement under a name of the form `table.verb`, on the caller's connection, such as the connection of a
-/// transaction.
+/// transaction. After an error that affects every open connection, the pool does not reuse these connections.
 ///
 /// # Errors
-/// The statement failed.
+/// The statement failed, or the database did not respond.
 pub async fn instrument_query<T>(
     name: &'static str,
     statement: impl Future<Output = Result<T, sqlx::Error>>,

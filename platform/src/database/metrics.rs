@@ -26,7 +26,7 @@ struct Pool {
     max: IntGauge,
 }
 
-/// Registers the pool's gauges. A process has one pool.
+/// Creates the series of the metrics above, and registers the pool's gauges. A process has one pool.
 pub(super) fn register_pool(database: Database) {
     initialize();
     let gauge = |name, help| IntGauge::new(name, help);

@@ -1,7 +1,7 @@
-//! The database: its pool, migrations, transactions, and timeouts.
+//! The database: its pool, transactions, timeouts, checks and monitor.
 //!
-//! - Every statement has a name in traces, metrics and the slow-query log: it runs with [`Database::run`], or within a
-//!   transaction with [`instrument_query()`].
+//! - Run every statement with [`Database::run`], or within a transaction with [`instrument_query()`]. Both give the
+//!   statement a name in traces, metrics and the log of slow statements.
 //! - A transaction begins only with [`Database::begin`]. If the transaction is dropped before its commit, its
 //!   connection is closed, so that no other request runs in the open transaction.
 //! - Prefer one statement to a transaction. One statement is one round trip, and is never partially complete.
@@ -59,7 +59,7 @@ pub struct Database {
 /// The error when the database is unavailable at start.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The database did not respond in time.
+    /// No connection to a writable primary could be opened in time.
     #[error("failed to connect to the database at {address} within {waited:?}: {source}")]
     Unreachable {
         /// Host and port, without credentials.
@@ -230,7 +230,7 @@ async fn within<T>(
 pub struct PoolState {
     /// Connections in use.
     pub active: u32,
-    /// Open and idle connections.
+    /// Open connections that are not in use.
     pub idle: u32,
     /// The maximum number of connections.
     pub max: u32,

@@ -18,7 +18,7 @@ crate::groups! {
         "OPS_ADDRESS" ops_address: SocketAddr = address, default("127.0.0.1:9000");
         /// Token that authorizes clients other than loopback to change the log level.
         "OPS_TOKEN" ops_token: SecretString = secret, optional, secret;
-        /// Networks (CIDR, comma-separated) of the proxies whose `FORWARDED_HEADER` is trusted, from right to left.
+        /// Networks (CIDR, comma-separated) of the trusted proxies, whose `FORWARDED_HEADER` is read from right to left.
         "TRUSTED_PROXIES" trusted_proxies: Vec<IpNet> = list_of_networks, default("");
         /// Header in which the proxy sends the client's address: `x-forwarded-for` or `forwarded` (RFC 7239).
         "FORWARDED_HEADER" forwarded_header: HeaderName = forwarded_header, default("x-forwarded-for");

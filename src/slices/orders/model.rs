@@ -1,4 +1,4 @@
-//! Orders, and the rules for placing them.
+//! Orders and baskets, their rules, and the reasons why an order was not placed or not cancelled.
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};

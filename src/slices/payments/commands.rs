@@ -155,8 +155,9 @@ async fn reconcile(arguments: &ArgMatches, database: &Database, settings: Reader
     }
 }
 
-/// Compares the gateway's charges and refunds since a time with the stored payments and refunds. Passes a line for each
-/// difference, and then a summary, to `on_line`. Returns the number of open differences.
+/// Compares the gateway's charges and refunds since a time with the stored payments and refunds. Records each
+/// difference as a discrepancy, and settles payments and refunds of unknown outcome. Passes a line for each difference,
+/// and then a summary, to `on_line`. Returns the number of open differences.
 ///
 /// # Errors
 /// If the comparison could not be completed.

@@ -39,10 +39,10 @@ pub(super) const SECOND_CHARGE: &str = "second charge";
 /// settled by a different refund at the gateway.
 pub(super) const SECOND_REFUND: &str = "second refund";
 
-/// Maximum length of a text of the gateway that is stored, in characters.
+/// Maximum number of characters of a gateway text that are stored. An escaped control character counts as one.
 const MAX_TEXT_CHARACTERS: usize = 500;
 
-/// Maximum number of alerts that one replica sends at once.
+/// Maximum number of alerts in one batch, which are sent concurrently.
 const ALERT_BATCH: i64 = 16;
 
 /// Time after which an alert that no receiver has accepted is sent again. This time exceeds the duration of one

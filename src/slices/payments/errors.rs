@@ -1,10 +1,10 @@
-//! The reasons why a payment or refund is rejected, or one of its steps fails.
+//! The reasons why a request or a webhook is rejected, or a step of a payment or refund fails.
 use platform::http::{idempotency::KeyError, problem::Problem};
 use uuid::Uuid;
 
 use super::gateway::SlotError;
 
-/// A rejected request about a payment or refund, or a failed step of a payment or refund.
+/// A rejected request or webhook, or a failed step of a payment or refund.
 #[derive(Debug, thiserror::Error)]
 pub enum PaymentError {
     /// The customer has no such order.
@@ -85,7 +85,8 @@ pub enum PaymentError {
 }
 
 impl PaymentError {
-    /// Returns whether the error is a failure of the service or the database, and not a rejection of the request.
+    /// Returns whether the error is a failure of the service or the database, and not a rejection of the request. A
+    /// panic is not included, because the panic hook logs it.
     pub fn is_failure(&self) -> bool {
         matches!(
             self,

@@ -34,9 +34,9 @@ platform::groups! {
         "GATEWAY_API_KEY" gateway_api_key: SecretString = api_key, required, secret;
         /// Secret of the gateway's webhooks: `whsec_` and the base64 of at least 24 bytes (Standard Webhooks). During a rotation, the old and the new secret separated by a space.
         "GATEWAY_WEBHOOK_SECRET" webhook_secrets: Vec<SecretString> = webhook_secrets, required, secret;
-        /// Timeout of all attempts of one request together, in milliseconds. Must be below `REQUEST_TIMEOUT_MS`.
+        /// Timeout of one call to the gateway including its retries, in milliseconds. Must be below `REQUEST_TIMEOUT_MS`.
         "GATEWAY_TIMEOUT_MS" gateway_timeout: Duration = milliseconds, default("3000");
-        /// Interval at which recovery polls the gateway for unknown outcomes, in seconds. A lease lasts three intervals, or as long as a statement and a gateway call if that is longer.
+        /// Interval at which recovery polls the gateway for unknown outcomes, in seconds. A replica's lease on a payment or refund lasts three intervals, or as long as a statement and a gateway call if that is longer.
         "PAYMENT_RECOVERY_INTERVAL_SECONDS" recovery_interval: Duration = seconds, default("5");
         /// Interval at which the gateway's newest charges and refunds are compared with the payments, in seconds. The last 48 hours are compared every hour.
         "PAYMENT_RECONCILIATION_INTERVAL_SECONDS" reconciliation_interval: Duration = seconds, default("15");

@@ -365,6 +365,35 @@ async fn an_expired_session_is_rejected_deleted_and_audited() {
 }
 
 #[tokio::test]
+async fn a_session_with_a_role_of_a_newer_release_is_deleted() {
+    let mut service = builder().setting("SESSION_TTL_SECONDS", "1").start().await;
+    let (newer, known) = (service.customer().await, service.customer().await);
+    service
+        .database()
+        .execute(format!(
+            "alter table users drop constraint role_is_known; update users set role = 'newer' where id = '{}'",
+            newer.id
+        ))
+        .await;
+    eventually("the sessions expire", async || {
+        let unexpired = "select count(*) from sessions where expires_at >= now()";
+        (service.database().number(unexpired).await == 0).then_some(())
+    })
+    .await;
+    service.terminate().await;
+    service.restart().await;
+    eventually("the sessions are deleted", async || {
+        (service.database().number("select count(*) from sessions").await == 0).then_some(())
+    })
+    .await;
+    let roles = async |user: &User| {
+        let expired = format!("action = 'expire' and user_id = '{}'", user.id);
+        service.audit_events(&expired).await.remove(0)["role"].clone()
+    };
+    assert_eq!((roles(&newer).await, roles(&known).await), (json!("unknown"), json!("customer")));
+}
+
+#[tokio::test]
 async fn an_invalid_token_is_rejected_even_on_public_routes() {
     let service = service().await;
     let unknown = service.anonymous().with_token("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");

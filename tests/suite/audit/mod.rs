@@ -240,8 +240,10 @@ async fn reading_the_audit_log_is_audited() {
     let by_auditor =
         format!("event_type = 'data_access' and resource = 'audit_events' and user_id = '{}'", auditor.id);
     for times in 1..=2 {
-        let _read = auditor.get("/v1/audit-events").await.assert_status(200);
-        assert_eq!(service.audit_events(&by_auditor).await.len(), times);
+        let _read = auditor.get("/v1/audit-events?resource=users").await.assert_status(200);
+        let events = service.audit_events(&by_auditor).await;
+        assert_eq!(events.len(), times);
+        assert!(events.iter().all(|event| event["metadata"]["filter"] == json!({ "resource": "users" })));
     }
 }
 

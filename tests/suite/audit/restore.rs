@@ -40,6 +40,7 @@ async fn the_steps_of_the_restore_runbook_give_a_verified_log() {
     let (customer, other) = (service.customer().await, service.customer().await);
     let _created = customer.creates().await.assert_status(201);
     let kept = wait_until_head_is_logged(&service).await;
+    assert_eq!(service.metric("audit_restores").await, 0);
     let mut log = log_lines(&service);
     service.terminate().await;
     service.database().back_up().await;

@@ -156,7 +156,8 @@ async fn claim(
     Ok(inserted.rows_affected() == 1)
 }
 
-/// Returns the stored response of the idempotency key.
+/// Returns the stored response of the idempotency key. Fails if the key belongs to another request, or has no response
+/// yet.
 async fn replay(pool: &PgPool, caller: &Caller, key: &str, fingerprint: &[u8]) -> Result<Response, Problem> {
     let (first, order_id, response_body): (Vec<u8>, Option<Uuid>, Option<String>) = sqlx::query_as(
         "select fingerprint, resource_id, response_body from idempotency_keys where scope = $1 and key = $2",
@@ -174,7 +175,7 @@ async fn replay(pool: &PgPool, caller: &Caller, key: &str, fingerprint: &[u8]) -
     Ok(([("idempotency-replayed", "true")], created_response(id, response_body)).into_response())
 }
 
-/// Returns the order at the current prices.
+/// Returns the order at the current prices. Rejects unknown products, and products of several currencies.
 #[tracing::instrument(name = "SELECT products", skip_all)]
 async fn price_order(
     transaction: &mut PgTransaction<'_>,

@@ -89,7 +89,7 @@ impl fmt::Display for FailoverReport {
         write!(
             formatter,
             "{} orders and {} payments acknowledged, {} double charges; {} lost payments restored by a retry; \
-             {}; asked to retry {:?}, {} without_response, {} unexpected",
+             {}; asked to retry {:?}, {} without response, {} unexpected",
             self.orders,
             self.payments,
             self.double_charges,

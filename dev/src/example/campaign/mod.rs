@@ -1,11 +1,12 @@
 //! A test campaign that injects faults into several replicas of the service. The campaign checks that no payment is
 //! charged twice, and that none is lost except in a failover that may lose confirmed commits.
 //!
-//! A round has two parts. In the first part the campaign injects faults drawn from the seed, while customers order and
-//! pay and a support user refunds payments. In the second part all faults end. The outcome of every payment and refund
-//! must then become known within a fixed time. The reconciliation of the service's tables with the gateway's ledger
-//! must find no difference. A campaign with failovers checks the outcomes and the reconciliation only after every third
-//! round. The same seed draws the same faults in the same order, but their effect depends on timing.
+//! A round has two parts. In the first part the campaign injects faults drawn from the seed. The second part begins
+//! when the delays, stalls, rotated secrets and gateway faults have ended. Within a fixed time, every replica must then
+//! be ready, and every earlier payment and refund must have an outcome. The reconciliation of the service's tables with
+//! the gateway's ledger must find no difference. A campaign with failovers makes these checks only at its start, after
+//! every third round and at its end. Customers order and pay, and a support user refunds payments, in both parts. The
+//! same seed draws the same faults in the same order, but their effect depends on timing.
 //!
 //! - [`faults`]: the possible faults, and their random selection
 //! - `failovers`: the results of changes of the database primary
@@ -14,7 +15,7 @@
 //! - `full_disk`: a directory whose log files cannot be written
 //! - `hostile_clients`: texts that cannot be stored, slow bodies and slow readers
 //! - `locks`: locks of other database sessions, and an export of the audit log during a read
-//! - `odd_events`: events of the gateway that are unusable, or contradict a settled payment
+//! - `odd_events`: events of the gateway that are unusable, or contradict a settled payment or refund
 //! - `orphans`: charges and refunds whose rows are lost
 //! - `passwords`: password changes during logins
 //! - `percentile`: percentiles of measured times
@@ -70,20 +71,20 @@ const FAULT_PERIOD: Duration = Duration::from_secs(8);
 /// at each replica or has timed out.
 const FAILOVER_FAULT_PERIOD: Duration = Duration::from_secs(4);
 
-/// Number of rounds after which a campaign with failovers checks that every outcome is known. In the rounds without this
-/// check, the primary changes while outcomes of earlier rounds can still be unknown.
+/// Number of rounds after which a campaign with failovers checks that every outcome is known. After a round without
+/// this check, the next failover happens while outcomes of earlier rounds can still be unknown.
 const FAILOVERS_PER_SETTLEMENT: u32 = 3;
 
 /// Interval of checks for faults that are due.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Time after the end of all faults within which every outcome must be known and every replica must be ready.
+/// Maximum time after the end of a round's faults until every outcome is known and every replica is ready.
 const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Number of rounds between two verifications of the audit log. Each verification reads the whole log.
 const ROUNDS_PER_VERIFICATION: u32 = 10;
 
-/// The tested service, and the length of the campaign.
+/// Settings of a campaign: the tested service, the length, the seed, the traffic and the failovers.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The service's executable, built with debug assertions. Crash points exist only in such a build.
@@ -206,8 +207,8 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
     Ok(report)
 }
 
-/// Injects each fault at its scheduled time, and restarts dead replicas. Returns once the fault period is over and every
-/// probe of a failover has ended.
+/// Injects each fault at its scheduled time, and restarts dead replicas. Returns once the fault period is over. After a
+/// failover, also waits until a write has succeeded or timed out at every replica.
 async fn inject_faults(
     test_bed: &mut TestBed,
     scheduled_faults: &[ScheduledFault],
@@ -217,7 +218,9 @@ async fn inject_faults(
     let started = Instant::now();
     let mut upcoming = scheduled_faults.iter().peekable();
     let length = if buyers.is_some() { FAILOVER_FAULT_PERIOD } else { FAULT_PERIOD };
-    while started.elapsed() < length || buyers.as_mut().is_some_and(|buyers| buyers.collect_probes(test_bed))
+    while started.elapsed() < length
+        || upcoming.peek().is_some()
+        || buyers.as_mut().is_some_and(|buyers| buyers.collect_probes(test_bed))
     {
         while let Some(scheduled) = upcoming.next_if(|scheduled| scheduled.after <= started.elapsed()) {
             test_bed.inject(&scheduled.fault, progress).await?;

@@ -1,5 +1,5 @@
-//! Signed events of the gateway that are unusable or contradict a settled payment. The service must acknowledge each
-//! event, and record the discrepancy that the [`OddEvent`] names.
+//! Signed events of the gateway that are unusable, or contradict a settled payment or refund. The service must
+//! acknowledge each event. If the [`OddEvent`] has a discrepancy, the service must also record this discrepancy.
 use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
@@ -51,8 +51,9 @@ pub(super) async fn deliver(gateway: Arc<Simulator>, owner_url: Url) -> Vec<Stri
     violations
 }
 
-/// Delivers an event until a replica accepts or rejects the event, at most [`MAX_ATTEMPTS`] times. A replica whose
-/// secret was rotated rejects the signature, so a 401 is retried at the next replica.
+/// Delivers an event until a replica responds with a status other than 401, 429, 503 and 504, at most [`MAX_ATTEMPTS`]
+/// times. A 401 is retried, because a replica with a rotated webhook secret rejects the signature. Returns this status,
+/// or `None` if no attempt had such a status.
 async fn deliver_until_decided(gateway: &Simulator, event: &Event) -> Option<u16> {
     for _ in 0..MAX_ATTEMPTS {
         match gateway.deliver_webhook(event).await {

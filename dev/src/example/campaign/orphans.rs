@@ -1,4 +1,5 @@
-//! The orphans: charges and refunds of the gateway whose rows a failover or a restore has lost.
+//! The orphans: charges and refunds of the gateway whose rows in the service's database were lost in a failover or
+//! restore.
 //!
 //! No client can find an orphan, so the service must record each orphan as a discrepancy.
 use std::{collections::HashMap, fmt, time::Duration};

@@ -1,5 +1,5 @@
-//! A fault of the campaign: password changes during logins with the old password. Every session created with the old
-//! password must end.
+//! A fault of the campaign: password changes during logins with the old password. After each change, no session created
+//! with the old password may be valid, and the service must reject the old password.
 use std::{net::SocketAddr, time::Duration};
 
 use reqwest::{Client, Method};
@@ -33,7 +33,8 @@ struct User {
 type Request<'a> = (Method, &'a str, Option<&'a str>, Value);
 
 /// Registers a user, and changes the password several times while the user logs in at every replica. Returns the
-/// violations. A change without a 204 response ends the fault early, because the outcome of the change may be unknown.
+/// violations. The fault ends early, without a violation, if a request fails. A change without a 204 response counts as
+/// failed, because the outcome of the change may be unknown.
 pub(super) async fn change_during_logins(replicas: Vec<SocketAddr>) -> Vec<String> {
     let Ok(client) = http::client(Duration::from_secs(15)) else { return Vec::new() };
     let email = format!("password-{}@example.com", Uuid::now_v7().simple());

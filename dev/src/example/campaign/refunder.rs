@@ -23,7 +23,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(250);
 pub struct RefundReport {
     pub succeeded: u32,
     pub failed: u32,
-    /// Refunds rejected because another refund was faster, nothing was refundable, or the payment is lost.
+    /// Refunds rejected because they exceed the refundable amount, or because the payment is lost.
     pub rejected: u32,
     /// Number of repeated requests.
     pub retries: u32,
@@ -72,7 +72,7 @@ impl RefundLoop {
                 token = self.log_in().await;
                 continue;
             };
-            // The database may be down. The next iteration retries.
+            // The database may be down, or may have no refundable payment. The next iteration retries.
             let Ok(Some(payment)) = self.random_payment().await else { continue };
             let amount = rng.random_bool(0.5).then(|| rng.random_range(1..500));
             if self.refund(&bearer, payment, amount).await == Some(StatusCode::UNAUTHORIZED) {
@@ -101,8 +101,8 @@ impl RefundLoop {
         Ok(payment)
     }
 
-    /// Issues one refund, and retries it with the same idempotency key until the response has the outcome. Returns
-    /// `None` if the refunder is stopped before that.
+    /// Issues one refund, and retries it with the same idempotency key until a response requires no retry. Returns the
+    /// status of this response, or `None` if the refunder is stopped first.
     async fn refund(&mut self, token: &str, payment: Uuid, amount: Option<i64>) -> Option<StatusCode> {
         let key = Uuid::now_v7().to_string();
         let body = amount.map_or_else(|| json!({}), |amount| json!({ "amount": amount }));

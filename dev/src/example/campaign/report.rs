@@ -1,4 +1,4 @@
-//! The faults of a campaign and their results.
+//! The report of a campaign: its faults and its results.
 use std::{collections::BTreeMap, fmt};
 
 use super::{failovers::FailoverReport, faults::ScheduledFault, refunder::RefundReport};

@@ -41,7 +41,7 @@ use crate::{
 const GATEWAY_API_KEY: &str = "sk_for_campaigns";
 const GATEWAY_WEBHOOK_SECRET: &str = "whsec_Zm9yIGNhbXBhaWducyBvbmx5LCBuZXZlciBlbHNld2hlcmU=";
 
-/// Secrets that the gateway does not accept.
+/// Rotated secrets of a replica, which differ from the gateway's secrets.
 const OTHER_API_KEY: &str = "sk_not_accepted_yet";
 const OTHER_WEBHOOK_SECRET: &str = "whsec_YW5vdGhlciBzZWNyZXQgdGhhdCBub2JvZHkgc2lnbnMgd2l0aA==";
 
@@ -49,7 +49,7 @@ const OTHER_WEBHOOK_SECRET: &str = "whsec_YW5vdGhlciBzZWNyZXQgdGhhdCBub2JvZHkgc2
 /// stopped a component that this fault needs.
 const FAULT_DEADLINE: Duration = Duration::from_mins(1);
 
-/// Deadline of a verification of the audit log. The log of a one-hour campaign takes far less.
+/// Deadline of a verification of the audit log. A verification after a one-hour campaign takes far less time.
 const VERIFICATION_DEADLINE: Duration = Duration::from_mins(2);
 
 /// A database, a gateway and several replicas, with TCP proxies between them.
@@ -95,7 +95,7 @@ impl TestBed {
         let gateway_proxy = TcpProxy::open(vec![gateway.address()]).await?;
         let server = ReplicatedServer::start(server, settings.failover, progress).await?;
 
-        // In a campaign with failovers one customer sends all requests, so the limit per caller is off.
+        // In a campaign with failovers all buyers use one customer account, so the rate limit per caller is off.
         let caller_limit = if settings.failover.is_some() { "0" } else { "50" };
         let replica_settings = vec![
             ("APP_ENV", "test".to_owned()),
@@ -107,14 +107,14 @@ impl TestBed {
             ("GATEWAY_URL", format!("http://{}", gateway_proxy.address())),
             ("GATEWAY_API_KEY", GATEWAY_API_KEY.to_owned()),
             ("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET.to_owned()),
-            // The shortest safe timeouts, so that an hour contains many rounds.
+            // Short timeouts and intervals, so that outcomes become known soon and an hour contains many rounds.
             ("GATEWAY_TIMEOUT_MS", "1000".to_owned()),
             ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1".to_owned()),
             ("PAYMENT_RECONCILIATION_INTERVAL_SECONDS", "1".to_owned()),
             ("DATABASE_ACQUIRE_TIMEOUT_MS", "1000".to_owned()),
             ("AUDIT_SEAL_INTERVAL_SECONDS", "1".to_owned()),
             ("WRITE_TIMEOUT_MS", "5000".to_owned()),
-            // The password changes cause many failed logins.
+            // The password changes cause many logins, and many of these logins fail.
             ("LOGIN_ATTEMPTS_BEFORE_LOCKOUT", "1000".to_owned()),
             ("ARGON2_MEMORY_KIB", "64".to_owned()),
             ("ARGON2_ITERATIONS", "1".to_owned()),
@@ -141,7 +141,7 @@ impl TestBed {
         })
     }
 
-    /// Returns the URL for clients.
+    /// Returns the URL of the API for clients, which leads through the proxy to all replicas.
     pub(super) fn api_url(&self) -> Result<Url, url::ParseError> {
         Url::parse(&format!("http://{}/", self.api_proxy.address()))
     }
@@ -265,7 +265,7 @@ impl TestBed {
         violations
     }
 
-    /// Runs `after-restore`.
+    /// Runs the service's command `after-restore`, and returns its output.
     async fn run_after_restore(&self) -> Result<String, failover::Error> {
         let command = AfterRestore {
             executable: self.executable.clone(),
@@ -276,8 +276,9 @@ impl TestBed {
         command.run(&self.server, self.fleet.settings()).await
     }
 
-    /// Ends all lasting faults. Starts a new standby after a failover. If steps of the restore runbook are outstanding,
-    /// executes the steps: all replicas are killed, `after-restore` runs, and the replicas start again.
+    /// Ends the delays, stalls, rotated secrets and gateway faults. Starts a new standby after a failover. If steps of
+    /// the restore runbook are outstanding, executes the steps: all replicas are killed, `after-restore` runs, and the
+    /// replicas start again.
     pub(super) async fn end_faults(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         self.server.rejoin(progress).await?;
         for component in [Component::Api, Component::Database, Component::Gateway] {
@@ -337,7 +338,7 @@ impl TestBed {
         Ok((violations, self.orphans.report()))
     }
 
-    /// Runs the reconciliation.
+    /// Compares the service's tables with the gateway's ledger.
     pub(super) async fn reconcile(&self) -> Result<CheckReport, Error> {
         let loss = if self.commits_may_be_lost { Loss::Possible } else { Loss::Impossible };
         Ok(invariants::check_with_loss(loss, self.owner_url.as_str(), &self.gateway.url()).await?)

@@ -124,7 +124,8 @@ pub(super) struct RequestFaults {
 /// rate of one fault does not affect the other faults.
 pub(super) struct FaultGenerator {
     rng: StdRng,
-    /// A separate generator for lists, so that lists do not change the faults of other requests.
+    /// A separate generator for the faults of pages. The number of its draws depends on the page limit, and must not
+    /// affect the faults of later requests.
     listing: StdRng,
 }
 

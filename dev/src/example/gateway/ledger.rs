@@ -4,7 +4,7 @@
 //! charge is in the ledger after a restart, even after `kill -9`.
 //!
 //! A charge or refund takes at most 200 bytes of memory, permanently. Its request is stored in the file only. With the
-//! traffic of `cargo dev` the ledger grows by less than a megabyte an hour.
+//! traffic of `cargo dev` the ledger in memory grows by less than a megabyte an hour.
 use std::{
     collections::BTreeSet,
     fs::{File, OpenOptions},

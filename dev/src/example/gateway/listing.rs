@@ -1,15 +1,15 @@
 //! The paginated lists of charges and refunds by time of creation, and their faults.
 //!
 //! A real gateway lists from an index, in which an entry may be late, missing, repeated or out of order. The faults
-//! simulate this. The ledger itself, and the list by reference, are always correct.
+//! simulate this. They do not affect the ledger itself and the list by reference.
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Number of entries of a page without `limit`.
+/// Maximum number of entries of a page if the query has no `limit`.
 const DEFAULT_LIMIT: usize = 20;
 
-/// Maximum number of entries of a page.
+/// Maximum value of `limit` in a query.
 const MAX_LIMIT: usize = 100;
 
 /// The query of `GET /v1/charges` and `GET /v1/refunds`.

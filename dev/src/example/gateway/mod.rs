@@ -1,20 +1,21 @@
-//! The payment-gateway simulator: a real HTTP server with the gateway's API, a ledger of its charges, and faults that
-//! can be switched at run time.
+//! The payment-gateway simulator: a real HTTP server with the gateway's API, a ledger of its charges and refunds, and
+//! faults that can be switched at run time.
 //!
 //! The simulator is stricter than real gateways: it rejects unknown fields, and compares requests with the same
 //! idempotency key byte for byte. **The effect and the response are independent**: a charge is in the ledger before any
 //! response is sent, and no lost, late or wrong response changes the ledger.
 //!
-//! `cargo dev` may run for days, so memory is bounded: recent requests by count and bytes ([`requests`]), idempotency
-//! keys by their lifetime ([`state`]). Only the ledger is unbounded, with at most 200 bytes per charge ([`ledger`]).
+//! `cargo dev` may run for days, so memory is bounded: recent requests, events and deliveries by count and bytes
+//! ([`requests`]), idempotency keys by their lifetime ([`state`]). Only the ledger is unbounded, with at most 200 bytes
+//! per charge or refund ([`ledger`]).
 //!
 //! - [`charges`]: charges, refunds, and the behaviour of each test payment method
 //! - [`ledger`]: the executed charges and refunds, in memory and in a file
 //! - [`state`]: idempotency keys, and the decision about each request
 //! - [`faults`]: faults, and the seeded random generator that selects the affected requests
 //! - `listing`: the lists by time of creation, and their faults
-//! - [`requests`]: the received requests, for inspection by tests
-//! - [`routes`]: the API
+//! - [`requests`]: the latest requests, events and deliveries, for inspection by tests
+//! - [`routes`]: the API, and the routes for the ledger and the faults
 //! - [`server`]: accepts and cuts connections
 //! - [`malformed_responses`]: malformed responses
 //! - [`webhooks`]: signing and delivering events
@@ -78,7 +79,7 @@ pub struct Settings {
     pub ledger_file: Option<PathBuf>,
 }
 
-/// Durations of the simulator's delays. Tests shorten the delays.
+/// The simulator's delays, and the number of attempts at a webhook. Tests use smaller values.
 #[derive(Debug, Clone, Copy)]
 pub struct Timings {
     /// Delay of the response to `pm_card_slow`.
@@ -146,7 +147,7 @@ struct Gateway {
     webhook_url: Mutex<Option<Url>>,
     queue: mpsc::Sender<QueuedEvent>,
     client: reqwest::Client,
-    /// Notifies [`Simulator::wait_until`] of every change.
+    /// Notifies [`Simulator::wait_until`] of every new request, event, delivery and ledger entry.
     changed: watch::Sender<()>,
 }
 
@@ -263,7 +264,7 @@ impl Simulator {
         FaultControl { gateway: &self.gateway }
     }
 
-    /// Executes further requests, and delays their responses until [`Self::release`].
+    /// Delays all responses until [`Self::release`]. Requests are still executed.
     pub fn hold_responses(&self) {
         self.gateway.hold_responses(true);
     }

@@ -1,6 +1,7 @@
 //! The latest requests, events and deliveries, for inspection by tests.
 //!
-//! Each of the three lists is limited to [`MAX_ENTRIES`] entries and [`MAX_BYTES`]. The oldest entries are dropped first.
+//! Each of the three lists is limited to [`MAX_ENTRIES`] entries and [`MAX_BYTES`]. The oldest entries are dropped
+//! first.
 use std::collections::VecDeque;
 
 use chrono::{DateTime, Utc};

@@ -226,7 +226,7 @@ fn enqueue_event(gateway: &Gateway, event: Result<Event, super::Error>, correlat
 }
 
 /// Executes a request on a blocking thread, because the ledger is flushed to the disk. The execution completes even if
-/// the client disconnects. The response is sent when it is due.
+/// the client disconnects. The response is sent at `respond_at`, or never.
 async fn execute<T: Serialize + Send + 'static>(
     gateway: Arc<Gateway>,
     operation: impl FnOnce(&Gateway) -> Result<Outcome<T>, Rejection> + Send + 'static,

@@ -45,9 +45,9 @@ pub(super) enum Rejection {
 #[derive(Debug)]
 pub(super) struct Outcome<T> {
     pub(super) done: T,
-    /// True if this request created the result.
+    /// True if this request executed the charge or refund.
     pub(super) is_new: bool,
-    /// Time of the response to this request and to every other request with the same key. `None` means never.
+    /// Earliest time of the response to this request and to every other request with the same key. `None` means never.
     pub(super) respond_at: Option<Instant>,
     /// Status of the response in place of 201, if the payment method causes an error after the charge.
     pub(super) error_status_after: Option<u16>,

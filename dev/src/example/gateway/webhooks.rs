@@ -120,7 +120,7 @@ pub(super) struct QueuedEvent {
     due: Instant,
 }
 
-/// Queues the deliveries of an event: none, one or two, depending on the faults.
+/// Records an event, and queues its deliveries: none, one or two, depending on the faults.
 pub(super) fn enqueue(gateway: &Gateway, event: Event) {
     let timings = &gateway.timings;
     let delays = match gateway.faults.borrow().webhooks {
@@ -136,7 +136,7 @@ pub(super) fn enqueue(gateway: &Gateway, event: Event) {
     gateway.notify();
 }
 
-/// Delivers queued events until `stop` is set. Events still queued at that time are lost.
+/// Delivers queued events until `stop` is set. Events that are not yet delivered at that time are lost.
 pub(super) async fn run(
     gateway: Arc<Gateway>,
     mut queued: mpsc::Receiver<QueuedEvent>,

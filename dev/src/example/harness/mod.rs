@@ -40,7 +40,8 @@ pub const LAMP: &str = "01900000-0000-7000-8000-000000000003";
 /// A product that is no longer for sale.
 pub const RETIRED: &str = "01900000-0000-7000-8000-000000000004";
 
-/// The table used by tests of the platform. Customers create rows and read their own.
+/// The table used by tests of the platform, and locked by the fault `slow-database`. Customers create rows and read
+/// their own.
 pub const TABLE: &str = "orders";
 /// The path where rows of the table are created and listed.
 pub const PATH: &str = "/v1/orders";
@@ -51,7 +52,8 @@ pub const INSERT_STATEMENT: &str = "orders.insert";
 /// The statement that lists a customer's rows, as named in metrics.
 pub const LIST_STATEMENT: &str = "orders.list_of_customer";
 
-/// Required settings of the service, in addition to the database URL. No test contacts a gateway at this address.
+/// Required settings of the service, in addition to the database URL. No gateway listens at the address in
+/// `GATEWAY_URL`.
 pub const REQUIRED: [(&str, &str); 3] = [
     ("GATEWAY_URL", "http://127.0.0.1:1"),
     ("GATEWAY_API_KEY", "an-api-key"),
@@ -127,7 +129,7 @@ impl ExternalServices {
     }
 }
 
-/// Creates the products that every test uses, in a new database.
+/// Creates the products [`MUG`], [`TEAPOT`], [`LAMP`] and [`RETIRED`] in a new database.
 pub(crate) async fn seed_products(database: &Database) {
     database
         .execute(format!(
@@ -141,7 +143,7 @@ pub(crate) async fn seed_products(database: &Database) {
         .await;
 }
 
-/// Creates rows of a customer in the database, each with its audit event, in one transaction.
+/// Creates rows of [`TABLE`] for a customer, each with its audit event, in one transaction.
 pub async fn seed_rows(database: &Database, customer: Uuid, count: u32) {
     database
         .execute(format!(
@@ -265,7 +267,7 @@ impl Service {
         faults.set(Faults { webhooks: Webhooks::Never, ..faults.get() });
     }
 
-    /// Returns the idempotency key of a payment or refund, which is also its reference at the gateway.
+    /// Returns the gateway key of a payment or refund, which is its idempotency key and its reference at the gateway.
     pub async fn gateway_key(&self, id: Uuid) -> Uuid {
         let key = format!(
             "select gateway_key from payments where id = '{id}'
@@ -280,7 +282,8 @@ impl Service {
         self.gateway().charges_for(self.gateway_key(payment).await)
     }
 
-    /// Returns the number of requests for a payment or refund, among the gateway's latest requests.
+    /// Returns the number of requests with the gateway key of a payment or refund as the idempotency key, among the
+    /// gateway's latest requests. Polls are not counted, because they have no idempotency key.
     pub async fn count_requests_for(&self, id: Uuid) -> usize {
         self.gateway().calls_for(&self.gateway_key(id).await.to_string())
     }

@@ -1,5 +1,6 @@
-//! Invariants between the service's tables and the gateway's ledger: every charge has its payment, and every settled
-//! payment has its charge.
+//! Invariants between the service's tables and the gateway's ledger. Every charge has its payment, and every payment
+//! that succeeded or was declined has its charge. Every refund of the gateway has its stored refund, and every stored
+//! refund that succeeded has its refund at the gateway.
 use std::collections::HashMap;
 
 use uuid::Uuid;
@@ -304,9 +305,9 @@ mod tests {
     fn a_settlement_during_the_check_is_no_violation() {
         let before = Page { payments: vec![payment("processing")], ..Page::default() };
         let after = Page { payments: vec![payment("succeeded")], ..Page::default() };
-        assert!(compare(&before, &Ledger::default(), &after).is_empty(), "charged after the ledger was read");
+        assert!(compare(&before, &Ledger::default(), &after).is_empty(), "a later charge was reported");
         let ledger = Ledger { charges: vec![charge(ChargeStatus::Succeeded)], refunds: vec![] };
-        assert!(compare(&Page::default(), &ledger, &after).is_empty(), "started after the first snapshot");
+        assert!(compare(&Page::default(), &ledger, &after).is_empty(), "a later payment was reported");
     }
 
     #[test]

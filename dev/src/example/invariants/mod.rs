@@ -1,18 +1,19 @@
 //! A check of the invariants of money: the service's tables are compared with the gateway's ledger, to the cent.
 //!
-//! The check works on a live system. The check reads the payments in a first snapshot, then the ledger, and then the
-//! payments in a second snapshot:
-//! - A payment is charged before it succeeds or is declined. So for each such payment in the first snapshot, the ledger
-//!   must have the charge.
+//! The check works on a live system. The check reads the payments and refunds in a first snapshot, then the ledger, and
+//! then the payments and refunds in a second snapshot:
+//! - A charge is in the ledger before its payment succeeds or is declined. So the ledger must have the charge of each
+//!   payment that is successful or declined in the first snapshot.
 //! - A payment is recorded before it is charged. So for each charge in the ledger, the second snapshot must have the
 //!   payment.
 //!
 //! Payments and refunds in flight are counted. While a payment or refund is in flight, its charge or refund may be
 //! missing in the ledger.
 //!
-//! The memory of a comparison is constant, because it compares pages of [`PAGE_SIZE`] payments and refunds. A page is a
-//! range of gateway keys. The gateway key of a payment is also the reference of its charge at the gateway. The first
-//! [`MAX_VIOLATIONS`] violations are reported, the others are counted.
+//! The comparison needs constant memory, except for the list of orphans, because it compares pages of at most
+//! [`PAGE_SIZE`] payments and refunds. A page is a range of gateway keys. The gateway key of a payment is also the
+//! reference of its charge at the gateway. The first [`MAX_VIOLATIONS`] violations are reported, the others are
+//! counted.
 //!
 //! - [`tables`]: the service's tables, and the invariants within the tables
 //! - [`comparison`]: the invariants between the tables and the ledger
@@ -38,7 +39,7 @@ use crate::{
     example::gateway::Ledger,
 };
 
-/// Number of payments and refunds in a page, which takes one or two megabytes.
+/// Maximum number of payments and refunds in a page, which takes one or two megabytes.
 pub const PAGE_SIZE: i64 = 1_000;
 
 /// Maximum number of violations reported individually.

@@ -232,8 +232,8 @@ struct Effect {
     settled: Option<&'static str>,
 }
 
-/// The tables in which every row must have its audit events. In [`other_tables`], only rows to which idempotency keys
-/// refer are checked. These rows are complete on creation.
+/// The tables in which every row must have its audit events. In [`other_tables`], only rows to which completed
+/// idempotency keys refer are checked. These rows are complete on creation.
 const EFFECTS: [Effect; 3] = [
     Effect { table: "orders", settled: None },
     Effect { table: "payments", settled: Some("status <> 'processing'") },
@@ -241,7 +241,7 @@ const EFFECTS: [Effect; 3] = [
 ];
 
 /// Returns the tables with a primary key `id` of type UUID, except [`EFFECTS`]. Idempotency keys can refer to rows of
-/// these tables, so a table that a new feature adds is checked without an entry here.
+/// these tables, so a table that a new feature adds is checked without an entry in [`EFFECTS`].
 async fn other_tables(snapshot: &mut PgTransaction<'_>) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar(
         "
@@ -263,7 +263,7 @@ fn union(selects: impl Iterator<Item = String>) -> String {
 }
 
 /// Returns further invariants in the form of [`RULES`]. These invariants apply to [`EFFECTS`], and to the rows of
-/// `others` to which idempotency keys refer.
+/// `others` to which completed idempotency keys refer.
 fn rules_of_effects(others: &[String]) -> [(&'static str, String); 3] {
     let complete = EFFECTS.iter().map(|Effect { table, settled, .. }| {
         format!("select id from {table} where id = resource_id and {}", settled.unwrap_or("true"))

@@ -62,7 +62,7 @@ const RECORDS: &str = "
       ) reported;
 ";
 
-/// A change, and the invariant that it violates.
+/// Changes of [`RECORDS`], each with the invariant that the change violates.
 const VIOLATIONS: [(&str, &str); 19] = [
     (
         "delete from audit_events where resource = 'orders' and metadata -> 'record_ids' ->> 0 = id(1)::text",

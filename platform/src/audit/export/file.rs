@@ -112,7 +112,7 @@ pub(super) async fn write(
     }
     write_line(&mut file, &Line::End { last_seal, events }).map_err(file_error)?;
     let file = file.finish().and_then(|buffer| buffer.into_inner().map_err(io::IntoInnerError::into_error));
-    // The contents must be on disk, too.
+    // The contents must be on disk, not only in a cache, before the database drops the exported events.
     file.and_then(File::sync_all).map_err(file_error)?;
     Ok(events)
 }

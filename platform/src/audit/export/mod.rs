@@ -34,7 +34,7 @@ pub enum ExportError {
     /// The database is unreachable, or rejected a statement.
     #[error("failed to export the audit log: {0}")]
     Database(#[from] sqlx::Error),
-    /// The audit log or the written file does not verify.
+    /// The written part of the audit log does not verify, or the file cannot be written or read.
     #[error(transparent)]
     Verify(#[from] VerifyError),
     /// No events were recorded before `until`, or all of them are already exported and no partition could be dropped.
@@ -77,8 +77,9 @@ pub struct ExportSummary {
     pub file_sha256: String,
 }
 
-/// Exports the events that were recorded before `until` and are in no earlier export. Then drops the partitions that
-/// ended before `until`, are past the retention, and contain only exported events. Runs as the schema owner.
+/// Exports the events that were recorded before `until` and are in no earlier export. Seals are exported whole, so the
+/// file may also have later events of its last seal. Then drops the partitions that ended before `until`, are past the
+/// retention, and contain only exported events. Runs as the schema owner.
 ///
 /// # Errors
 /// Nothing is dropped if the file cannot be written, verified or recorded, or if the event that records the export
@@ -91,7 +92,8 @@ pub async fn export(
     path: &Path,
     on_progress: OnProgress<'_>,
 ) -> Result<Export, ExportError> {
-    // The statements share one connection, because `cancel_with_this_process` sets a parameter of that connection.
+    // The statements that may take long share one connection, because `cancel_with_this_process` sets a parameter of
+    // that connection.
     let mut connection = owner.acquire().await?;
     cancel_with_this_process(&mut connection).await?;
     let position = last_position_before(&mut connection, until).await?.ok_or(ExportError::Nothing)?;

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::database::{instrument_query, is_lock_timeout};
 
-/// Maximum time to wait for transactions that hold a lock on a partition or on the whole table.
+/// Maximum time for which the drop of one partition waits for transactions that hold a lock on the partition or on the
+/// whole table.
 const UNLOCK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Drops the partitions whose months ended before `ended_before` and whose events are all at or before `end`. Each

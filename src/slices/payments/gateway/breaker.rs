@@ -10,8 +10,8 @@ use super::SERVICE;
 
 const BREAKER_OPEN: Condition = Condition::symptom("CircuitBreakerOpen", "payments");
 
-/// Returns the breaker. The breaker opens if at least ten calls ended in the last 30 seconds, and at least half of them
-/// failed.
+/// Returns the breaker. The breaker opens if at least ten calls succeeded or failed in the last 30 seconds, and at
+/// least half of them failed. A half-open breaker opens again after one failure.
 pub(super) fn breaker(alerts: &Alerts) -> Breaker {
     let settings = breaker::Settings {
         window: Duration::from_secs(30),

@@ -110,7 +110,7 @@ impl Gateway {
     /// Returns a page of the charges that were created after a time.
     ///
     /// # Errors
-    /// If there is no usable response.
+    /// If the gateway rejects the request, or there is no usable response.
     pub async fn charges_after(
         &self,
         created: DateTime<Utc>,
@@ -122,7 +122,7 @@ impl Gateway {
     /// Returns a page of the refunds that were created after a time.
     ///
     /// # Errors
-    /// If there is no usable response.
+    /// If the gateway rejects the request, or there is no usable response.
     pub async fn refunds_after(
         &self,
         created: DateTime<Utc>,
@@ -131,7 +131,7 @@ impl Gateway {
         self.page("refunds", created, cursor).await
     }
 
-    /// Reads a page as a background call, so that customers' requests get the trial calls of a half-open breaker.
+    /// Reads a page as a background call, so that customers' requests get the probes of a half-open breaker.
     async fn page<T: DeserializeOwned>(
         &self,
         path: &str,

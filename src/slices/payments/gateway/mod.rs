@@ -2,8 +2,8 @@
 //!
 //! The client distinguishes certain outcomes from unknown ones. A charge or refund object that matches the request is a
 //! certain outcome. A rejection (4xx) is a certain outcome only for a charge, and only if no other attempt can have
-//! reached the gateway. A timeout, a failed connection, a malformed response and the statuses 3xx, 408, 425, 429 and
-//! 5xx leave the outcome unknown.
+//! reached the gateway. A timeout, a failed connection, a malformed response and the statuses 3xx, 408, 409, 425, 429
+//! and 5xx leave the outcome unknown.
 mod breaker;
 mod listing;
 mod metrics;
@@ -88,7 +88,7 @@ pub struct GatewaySlot {
 /// The reason why no new charge or refund can begin.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
-    /// The breaker is open.
+    /// The breaker is open, or half-open with all of its probes in flight.
     #[error("the circuit breaker of the gateway is open")]
     Open(Open),
     /// All slots for requests that wait for the gateway are in use.
@@ -153,8 +153,8 @@ impl Gateway {
         Ok(GatewaySlot { permit, slot })
     }
 
-    /// Returns the pause before a retry within one request. Returns `None` after the last retry, or if the retry budget
-    /// is used up, because retries must not keep an overloaded gateway down.
+    /// Spends one retry of the retry budget, and returns the pause before this retry within one request. Returns `None`
+    /// after the last retry, or if the budget is used up, because retries must not keep an overloaded gateway down.
     pub fn pause_before_retry(&self, attempts: i32, unknown: &Unknown) -> Option<Duration> {
         let retry = u32::try_from(attempts).ok()?.checked_sub(1)?;
         if retry >= MAX_RETRIES || !self.0.budget.spend() {
@@ -203,7 +203,7 @@ impl Gateway {
     }
 
     /// Checks that the gateway responds, for readiness. The check bypasses the breaker. Otherwise readiness checks
-    /// would use up the trial calls of a half-open breaker.
+    /// would use up the probes of a half-open breaker.
     ///
     /// # Errors
     /// If the gateway is unreachable, or responds with an error.
@@ -241,11 +241,12 @@ impl Gateway {
         self.call(request, "POST", url, permit, until).await
     }
 
-    /// Lists the gateway's objects with a reference. An object with another reference counts as a failure of the
-    /// gateway. An unreadable object does not (see [`Unknown::is_outage`]).
+    /// Lists the gateway's objects with a reference. If an object has another reference, the breaker counts a failure
+    /// of the gateway, and the list still contains the object. An unreadable object is not counted as a failure (see
+    /// [`Unknown::is_outage`]).
     ///
     /// Only recovery and reconciliation list objects, as background calls. While the breaker is half-open, a background
-    /// call does not use up the trial calls of customers' requests.
+    /// call does not use up the probes of customers' requests.
     async fn list<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -273,9 +274,9 @@ impl Gateway {
         }
     }
 
-    /// Makes one call that ends at `until` at the latest, measures it, and sends the trace context. This function
-    /// records a rejection or a failure in the breaker. If the gateway returned an object, the caller records the
-    /// result when it checks the object.
+    /// Makes one call that ends at `until` at the latest, measures it, and sends the trace context. In the breaker,
+    /// this function records a rejection as a success, and an outage as a failure. If the gateway returned an object,
+    /// the caller records the result when it checks the object.
     async fn call<T: DeserializeOwned>(
         &self,
         request: reqwest::RequestBuilder,
