@@ -23,13 +23,14 @@ fn main() {
     println!("cargo:rustc-env=BUILD_RUSTC={}", version.unwrap_or_else(|| "unknown".into()));
 }
 
-/// Returns `GIT_COMMIT` if it is set: builds without a repository, such as those of container images, set it. Otherwise
-/// returns the commit that git reports.
+/// Returns `GIT_COMMIT` if this variable is set. Builds without a repository, such as those of container images, set
+/// the variable. Otherwise returns the commit that git reports.
 fn commit() -> Option<String> {
     if let Some(commit) = env::var("GIT_COMMIT").ok().filter(|commit| !commit.trim().is_empty()) {
         return Some(commit.trim().to_owned());
     }
-    // Every commit and every checkout adds a line to this file, so its change means that the commit may have changed.
+    // Every commit and every checkout adds a line to this file. So cargo runs this script again once the commit may
+    // have changed.
     let head_log = output_of(Command::new("git").args(["rev-parse", "--git-path", "logs/HEAD"]))?;
     if Path::new(&head_log).exists() {
         println!("cargo:rerun-if-changed={head_log}");

@@ -1,5 +1,6 @@
-//! The floor: a server with only the service's statements and pool behind the same routes. The floor has no layers,
-//! limits, validation, telemetry or audit events, so the difference from the service is the cost of these parts.
+//! The floor: a server with only the service's statements and pool behind `POST /v1/orders` and `GET /v1/orders/{id}`.
+//! The floor has no layers, limits, validation, telemetry or audit events, so the difference from the service is the
+//! cost of these parts.
 //!
 //! The floor is this program, run again as a separate process, so that its CPU time is counted separately.
 use std::{env, net::SocketAddr, sync::Arc};

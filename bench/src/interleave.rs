@@ -1,4 +1,4 @@
-//! Measurements of contenders, which process the same requests and run in turn for several rounds.
+//! Measurements of one run of a contender, and the results of all its rounds. The cases run the contenders in turn.
 use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
@@ -52,14 +52,14 @@ impl WatchedProcesses {
 /// The result of one run of one contender.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    /// Responses per second.
+    /// Responses per second; transactions per second for pgbench.
     pub rate: f64,
     pub p50_ms: f64,
     pub p99_ms: f64,
     /// Microseconds of CPU time per response.
     pub cpu: Times,
     pub failures: u64,
-    /// Resident memory at the end of the window, in MiB.
+    /// Resident memory of the HTTP server after the run, in MiB.
     pub resident: Option<f64>,
 }
 
@@ -81,8 +81,8 @@ impl Sample {
         }
     }
 
-    /// Returns the CPU time of these processes per response, in total. Returns NaN on a system that does not report CPU
-    /// times.
+    /// Returns the sum of the CPU times of these processes per response, in microseconds. Returns NaN on a system that
+    /// does not report CPU times.
     pub fn cpu_of(&self, process: &[MeasuredProcess]) -> f64 {
         let all = process.iter().filter_map(|process| self.cpu.get(process));
         if self.cpu.is_empty() { f64::NAN } else { all.sum() }

@@ -1,4 +1,5 @@
-//! HTTP load from this process: a closed loop for capacity, an open loop for latency.
+//! HTTP load from this process: a closed loop for capacity, an open loop for latency, and bursts of requests
+//! ([`send_concurrently`]).
 //!
 //! The load generator is part of the project, because no available generator is suitable. Each of the fixed-rate
 //! generators available through `cargo` (oha, goose, rlt) has one of three problems. Some cannot send a different
@@ -93,7 +94,7 @@ pub async fn run<T>(
     mut read_times: impl FnMut() -> T,
 ) -> anyhow::Result<(LoadResult, [T; 2])> {
     let run = Arc::new(Run { phase: AtomicU8::new(WARMING_UP), next: AtomicU64::new(0), address, requests });
-    // The load uses a single thread, so that it takes at most one core from the measured service.
+    // All clients share a single thread, so that they take at most one core from the measured service.
     let clients = thread::spawn({
         let run = Arc::clone(&run);
         move || {

@@ -1,12 +1,12 @@
 //! `cargo bench-all`: compares the service with pgbench, with a server that only runs the service's statements, and
-//! with other services. All contenders run on one machine, and the results are ratios.
+//! with other services. All contenders run on one machine, and the goals are ratios of their figures.
 //!
-//! Contenders run interleaved, for several rounds of a few seconds, so that other activity of the machine affects all
-//! of them. Absolute figures of a shared machine mean little. Ratios and CPU time per request are meaningful.
+//! Contenders run interleaved, in several short rounds, so that other activity of the machine affects all of them.
+//! Absolute figures of a shared machine mean little. Ratios and CPU time per request are meaningful.
 //!
-//! - [`test_bed`]: the database server and its identical databases
+//! - [`test_bed`]: the database server with identical databases, the service's executable, and the payment gateway
 //! - [`service`], [`floor`], [`peers`], [`pgbench`]: the contenders
-//! - [`receiver`]: the receiver of traces
+//! - [`receiver`]: the receiver of traces, and a server with axum alone
 //! - [`load`], [`requests`]: the load
 //! - [`interleave`], [`cpu`], [`statistics`]: measurements and their evaluation
 //! - [`cases`]: the comparisons
@@ -58,7 +58,7 @@ struct Arguments {
     /// Run only this case; repeatable
     #[arg(long, value_enum, value_name = "NAME")]
     only: Vec<Case>,
-    /// Measure this executable instead of a new build, for example an executable without a change of the sources
+    /// Measure this executable of the service instead of a new build, for example one built before a change
     #[arg(long, value_name = "FILE")]
     executable: Option<PathBuf>,
     /// Replace the tables in this file
@@ -72,10 +72,10 @@ enum Helper {
     /// Receive and count traces
     #[command(hide = true)]
     ReceiveTraces { address: SocketAddr },
-    /// Respond to every request with this JSON
+    /// Respond to `GET` requests with this JSON
     #[command(hide = true)]
     Respond { address: SocketAddr, body: String },
-    /// Serve the routes of orders with the service's statements only
+    /// Serve `POST /v1/orders` and `GET /v1/orders/{id}` with the service's statements only
     #[command(hide = true)]
     Floor { address: SocketAddr },
 }

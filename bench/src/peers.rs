@@ -1,6 +1,6 @@
-//! The peers (`bench/peers`): services with the routes that the benchmark calls, each written in the usual style of its
-//! language. Like the service, each peer has an identical database and a pool of [`POOL_SIZE`] connections, and samples
-//! the same share of its traces.
+//! The peers (`bench/peers`): services with the routes `POST /v1/orders` and `GET /v1/orders/{id}`, each written in the
+//! usual style of its language. In the cases with peers, each peer and the service run on the same or an identical
+//! database. Both have a pool of [`POOL_SIZE`] connections, and sample one trace in ten.
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::bail;
@@ -14,7 +14,7 @@ use crate::{
     test_bed::{Database, TestBed, free_address},
 };
 
-/// Pool size of every contender.
+/// Pool size of the service, the floor and the peers in the cases that compare them.
 pub const POOL_SIZE: u32 = 16;
 
 /// Deadline of a build from scratch, long enough for a slow machine.
@@ -53,7 +53,7 @@ const RECIPES: [Recipe; 2] = [
     },
 ];
 
-/// Builds the peers whose tools are installed on this machine.
+/// Builds the peers that are in this checkout and whose tools are installed on this machine.
 pub async fn build(progress: &dyn Fn(&str)) -> anyhow::Result<Vec<Peer>> {
     let mut built = Vec::new();
     for recipe in &RECIPES {

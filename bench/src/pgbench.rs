@@ -30,7 +30,7 @@ use crate::{
 /// Number of scripts, each with its own customer and basket.
 const VARIANTS: u64 = 8;
 
-/// Time after the run within which pgbench must exit.
+/// Minimum time that pgbench has for its exit after the end of the window.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Input of pgbench: one script for each variant.
@@ -79,7 +79,7 @@ fn escape_colons(statement: &str) -> String {
     written
 }
 
-/// Replaces `$1`, `$2`, … with expressions.
+/// Escapes the colons of a statement, and replaces `$1`, `$2`, … with expressions.
 fn with_arguments(statement: &str, arguments: &[&str]) -> anyhow::Result<String> {
     let statement = escape_colons(statement);
     let mut pieces = statement.split('$');
@@ -115,7 +115,8 @@ pub fn own_order() -> anyhow::Result<Scripts> {
     let event = format!("(:event::jsonb || jsonb_build_object('id', {id}))");
     each_variant(|variant| {
         let customer = format!(":customer{variant}");
-        // pgbench turns each occurrence of a variable into a separate parameter. The casts give these parameters their types.
+        // pgbench turns each occurrence of a variable into a separate parameter. The casts give these parameters their
+        // types.
         let arguments = [
             &*id,
             &format!("{customer}::uuid"),
@@ -250,7 +251,8 @@ pub async fn run<T>(
         .args(["--host", "127.0.0.1", "--port", &url.port().unwrap_or(5432).to_string()])
         .args(["--username", url.username(), "--protocol=prepared", "--no-vacuum", "--jobs=1", "--log"])
         .args([format!("--client={clients}"), format!("--define=run={number}")])
-        // pgbench accepts whole seconds only, so the time is rounded up by one second.
+        // pgbench accepts whole seconds only. The fraction is replaced by a full second, so that pgbench does not end
+        // before the window.
         .args([format!("--time={}", (window.warm_up + window.length).as_secs() + 1)]);
     for (name, value) in definitions() {
         launch = launch.args([format!("--define={name}={value}")]);

@@ -1,4 +1,5 @@
-//! A receiver of traces: this program, run again as a separate process, so that its CPU time is counted separately.
+//! A receiver of traces, and a server with axum alone. Each is this program, run again as a separate process, so that
+//! its CPU time is counted separately.
 use std::{
     net::SocketAddr,
     sync::{
@@ -49,7 +50,7 @@ pub async fn spans(receiver: &Server) -> anyhow::Result<u64> {
     Ok(client.get(format!("http://{}/spans", receiver.address)).send().await?.text().await?.parse()?)
 }
 
-/// Serves axum alone: one JSON route without middleware. Every response has the given body.
+/// Serves axum alone: one JSON route without middleware, which returns the given body for every path but `/`.
 pub async fn serve_axum_alone(address: SocketAddr, body: String) -> anyhow::Result<()> {
     let body: serde_json::Value = serde_json::from_str(&body)?;
     let route = get(async move || axum::Json(body.clone()));

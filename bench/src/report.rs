@@ -3,7 +3,7 @@ use std::fmt::{self, Display, Formatter};
 
 use crate::statistics::{Spread, rounded};
 
-/// A table and its explanation.
+/// The report of one case: its title, explanation, tables and goals.
 #[derive(Debug, Default)]
 pub struct Section {
     pub title: String,
@@ -18,7 +18,7 @@ pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
-/// The goal and the measured value.
+/// A goal: the bound of a figure, and the measured value.
 #[derive(Debug)]
 pub struct Goal {
     pub what: String,
@@ -118,14 +118,14 @@ impl Display for Section {
 const BEGIN: &str = "<!-- The tables below are written by `cargo bench-all --markdown`. -->\n";
 const END: &str = "<!-- The tables above are written by `cargo bench-all --markdown`. -->\n";
 
-/// Returns the document with new tables. The tables replace the text between the marks, or the whole document if there
-/// are no marks.
+/// Returns the document with new tables between the marks. If a mark is missing, the tables and their marks follow the
+/// document.
 pub fn replace_tables(document: &str, tables: &str) -> String {
     let around = document.split_once(BEGIN).and_then(|(before, rest)| {
         let (_, after) = rest.split_once(END)?;
         Some((before, after))
     });
-    let (before, after) = around.unwrap_or_default();
+    let (before, after) = around.unwrap_or((document, ""));
     format!("{before}{BEGIN}\n{}\n\n{END}{after}", tables.trim())
 }
 

@@ -66,7 +66,8 @@ pub fn place_orders(run: u64) -> Requests {
     })
 }
 
-/// Returns requests that read orders as their customers, spread over the given number of orders.
+/// Returns requests that each read one order as the customer of this order. The orders that are read are spread over
+/// the given number of orders.
 pub fn read_orders(orders: u64) -> Requests {
     Arc::new(move |number| {
         let order_number = scattered(number, orders / CUSTOMERS) * CUSTOMERS + number % CUSTOMERS;

@@ -1,4 +1,4 @@
-//! The HTTP contenders: the service itself, and the servers with which the service is compared.
+//! HTTP servers as child processes: the service, the servers with which the service is compared, and the receiver.
 use std::{
     net::SocketAddr,
     path::Path,
@@ -22,7 +22,7 @@ pub enum Telemetry {
     /// Logs are off (`RUST_LOG=off`; the lines of the audit log cannot be silenced), the trace SDK is disabled, and
     /// standard output is `/dev/null`. Correlation ids and metrics have no switch and stay on.
     Nothing,
-    /// JSON logs to a file, metrics, and the given share of all traces to a receiver.
+    /// JSON logs to a file, metrics, and the given share of all traces to the receiver, if there is a receiver.
     Everything { sampled: f64 },
 }
 

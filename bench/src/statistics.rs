@@ -29,7 +29,8 @@ pub fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
     Some(Spread { median, minimum, maximum })
 }
 
-/// Computes the ratio of each round, and returns the spread of these ratios. Both slices have one value per round, in the same order.
+/// Computes the ratio of each round, and returns the spread of these ratios. Both slices have one value per round, in
+/// the same order.
 pub fn ratio(numerators: &[f64], denominators: &[f64]) -> Option<Spread> {
     let rounds = numerators.iter().zip(denominators).filter(|(_, denominator)| **denominator > 0.0);
     spread(rounds.map(|(numerator, denominator)| numerator / denominator))
@@ -44,7 +45,7 @@ pub fn rounded(value: f64) -> String {
     }
 }
 
-/// Formats as `1320 [1290–1400]`.
+/// Formats as `1320 [1290–1400]`, or as `1320` if all rounds have the same value.
 impl Display for Spread {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         let Self { median, minimum, maximum } = *self;

@@ -1,8 +1,10 @@
-//! The test bed: a PostgreSQL server of its own, with identical databases.
+//! The test bed: a PostgreSQL server of its own with identical databases, the service's executable, and a simulator of
+//! the payment gateway.
 //!
-//! The server is as durable as in production: `fsync`, `synchronous_commit` and full page writes are on. All other
-//! settings are PostgreSQL's defaults, and no library is preloaded. Each case has its own database
-//! with [`PRODUCTS`], [`CUSTOMERS`] and sessions. Orders are added as a case needs them.
+//! The PostgreSQL server is as durable as in production: `fsync`, `synchronous_commit` and full page writes are on. All
+//! other settings that affect performance are PostgreSQL's defaults, and no library is preloaded. Each case creates its
+//! own databases, with [`PRODUCTS`] products, and with [`CUSTOMERS`] customers and their sessions. A case adds the
+//! orders that it needs.
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
@@ -70,8 +72,8 @@ pub struct Database {
 }
 
 impl TestBed {
-    /// Builds the service in this program's own profile, unless an executable is given. Starts the server and creates
-    /// the template of all databases.
+    /// Builds the service in this program's own profile, unless an executable is given. Starts the PostgreSQL server
+    /// and the gateway, and creates the template of all databases.
     pub async fn start(
         directory: PathBuf,
         executable: Option<PathBuf>,
@@ -167,7 +169,7 @@ impl TestBed {
         Ok(admin.close().await?)
     }
 
-    /// Stops the gateway and the server.
+    /// Stops the gateway and the PostgreSQL server.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.gateway.stop().await;
         Ok(self.server.stop().await?)
@@ -187,9 +189,9 @@ impl Database {
         Ok(connection.close().await?)
     }
 
-    /// Adds the orders with the numbers `from..to`, distributed evenly among the customers. Order `n` has the id that [`order`]
-    /// returns, belongs to customer `n % CUSTOMERS`, and has two lines. Triggers and foreign keys are disabled, because
-    /// with them millions of orders would take an hour. The inserted rows violate no foreign key.
+    /// Adds the orders with the numbers `from..to`, distributed evenly among the customers. Order `n` has the id that
+    /// [`order`] returns, belongs to customer `n % CUSTOMERS`, and has two lines. Triggers and foreign keys are
+    /// disabled, because with them millions of orders would take an hour. The inserted rows violate no foreign key.
     pub async fn add_orders(&self, from: u64, to: u64) -> anyhow::Result<()> {
         self.execute(
             &format!(
@@ -211,8 +213,8 @@ impl Database {
         .await
     }
 
-    /// Adds the audit events with the numbers `from..to`. The service seals these events like any others. The ids of the events
-    /// ascend, like the service's ids.
+    /// Adds the audit events with the numbers `from..to`. The service seals these events like any others. The ids of
+    /// the events ascend, like the service's ids.
     pub async fn add_audit_events(&self, from: u64, to: u64) -> anyhow::Result<()> {
         self.execute(&format!(
             "insert into audit_events (

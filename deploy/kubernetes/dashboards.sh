@@ -3,7 +3,7 @@
 # `deploy/kubernetes/dashboards.sh | kubectl apply --server-side …` (README.md). Kustomize cannot generate them, because it
 # reads no file outside of its own directory.
 #
-# ALERTS_URL: the page of Alertmanager, which the dashboards link to.
+# ALERTS_URL in the environment: the URL of Alertmanager, to which the dashboards link.
 set -eu
 cd "$(dirname "$0")/../../grafana/dashboards"
 for file in *.json; do

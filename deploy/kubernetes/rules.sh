@@ -1,17 +1,18 @@
 #!/bin/sh
 # Prints the files of prometheus/rules as PrometheusRule objects: `deploy/kubernetes/rules.sh | kubectl apply …`
-# (README.md). Kustomize cannot generate them: it has no generator for objects of this kind, and the files are not
+# (README.md). Kustomize cannot generate these objects, because it has no generator for this kind, and the files are not
 # Kubernetes objects.
 #
 # A cluster's Prometheus also scrapes other services, whose series have the same names. Each selector therefore gets the
-# job of this service. Each alert gets the namespace of this service, because an AlertmanagerConfig selects alerts by
-# namespace. The rules about the monitoring stack itself (monitoring.yml) are left out, because the cluster's monitoring
-# stack has its own.
+# job of this service, except `pg_up`, which gets the job of the PostgreSQL exporter. Each alert gets the namespace of
+# this service, because an AlertmanagerConfig selects alerts by namespace. The rules about the monitoring stack itself
+# (monitoring.yml) are left out, because the cluster's monitoring stack has its own.
 #
 # Environment:
-#   RUNBOOKS_URL, DASHBOARDS_URL  addresses of runbooks and dashboards, which differ from those of the demo
-#   DATABASE_JOB                  job of the PostgreSQL exporter of this service's database. Without such an exporter, the
-#                                 service's own connection timeouts decide whether DatabaseDown fires.
+#   RUNBOOKS_URL, DASHBOARDS_URL  addresses of runbooks and dashboards, in place of those of docker-compose.yml
+#   DATABASE_JOB                  job of the PostgreSQL exporter of this service's database (default: postgres). Without
+#                                 such an exporter, the service's own connection timeouts decide whether DatabaseDown
+#                                 fires.
 #   LABEL                         label by which the cluster's Prometheus selects rules, such as release=kube-prometheus-stack
 set -eu
 runbooks=${RUNBOOKS_URL:-https://runbooks.example.com/}

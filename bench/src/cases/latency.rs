@@ -12,8 +12,8 @@ use crate::{
     test_bed::Database,
 };
 
-/// Requests per second of a run without `--long`, below the capacity of a machine with two cores that also runs the load
-/// and the database.
+/// Requests per second of a run without `--long`, below the capacity of a machine with two cores that also runs the
+/// load and the database.
 const RATE: [f64; 1] = [300.0];
 
 /// Requests per second of a run with `--long`, from light load to nearly full load.

@@ -31,8 +31,8 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     database.add_orders(0, 2 * payments).await?;
     let settings = [
         ("DATABASE_MAX_CONNECTIONS", POOL_SIZE.to_string()),
-        // At most half of the in-flight requests may wait for the gateway. No payment of this case is rejected, because
-        // half of this limit is the number of all its payments.
+        // At most half of `MAX_REQUESTS_IN_FLIGHT` requests may wait for the gateway. Half of this value is the number
+        // of all payments of this case, so the service rejects none of them.
         ("MAX_REQUESTS_IN_FLIGHT", (4 * payments).to_string()),
         ("GATEWAY_TIMEOUT_MS", "8000".to_owned()),
     ];
@@ -98,8 +98,8 @@ fn requests(
     orders.map(|number| pay(&order(number), number % CUSTOMERS)).collect()
 }
 
-/// Waits until every payment waits for the gateway. Returns the number of pool connections in use, and the number of
-/// sessions with an open transaction.
+/// Waits until every payment waits for the gateway. Then reads the number of pool connections in use, and the number of
+/// sessions with an open transaction, ten times each. Returns the minimum of each.
 async fn measure_while_all_wait(
     run: &Run<'_>,
     server: &Server,

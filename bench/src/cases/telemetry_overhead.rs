@@ -15,7 +15,7 @@ const TRIVIAL: &str = "/problems/not-found";
 
 const CLIENTS: usize = 32;
 
-/// The levels: a name, the amount of telemetry, and the exporter of log records.
+/// The compared amounts of telemetry: name, setting of logs and traces, and exporter of log records.
 const LEVELS: [(&str, Telemetry, &str); 4] = [
     ("bare: no telemetry", Telemetry::Nothing, "none"),
     ("everything, traces at 10 %", Telemetry::Everything { sampled: 0.1 }, "none"),

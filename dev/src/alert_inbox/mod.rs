@@ -1,7 +1,7 @@
-//! The receiver of alerts. It serves a page with the latest alerts, and the runbooks that the alerts link to.
+//! The receiver of alerts. It serves the latest alerts as a page and as JSON, and the runbooks that the alerts link to.
 //!
-//! The inbox stores the latest alerts of Alertmanager and of the service in memory. In production, a pager, a queue and
-//! an external heartbeat monitor take its place.
+//! The inbox stores the latest alerts of Alertmanager and of the service in memory. In production, a pager, a queue of
+//! tickets and an external heartbeat monitor replace the inbox.
 mod page;
 mod routes;
 
@@ -46,7 +46,7 @@ pub struct ReceivedAlert {
     pub dashboard_url: Option<String>,
 }
 
-/// The received alerts and heartbeats.
+/// The received alerts, newest first, and the time of the last heartbeat.
 #[derive(Debug, Default)]
 struct InboxContents {
     alerts: VecDeque<ReceivedAlert>,

@@ -1,4 +1,5 @@
-//! The page: the latest alerts, newest first, each with links to its runbook and dashboard.
+//! The page: the time of the last heartbeat, and the latest alerts, newest first, with links to runbooks and
+//! dashboards.
 use std::fmt::Write as _;
 
 use super::{InboxContents, ReceivedAlert};

@@ -1,4 +1,5 @@
-//! The routes of the inbox: for senders of alerts, and for the page.
+//! The routes of the inbox: for senders of alerts and heartbeats, for the page and the list of alerts, for runbooks,
+//! and for probes.
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{

@@ -81,7 +81,8 @@ struct ActiveAlert {
 }
 
 impl AlertingStack {
-    /// Starts both programs, which monitor this target. Returns `None` unless both are installed.
+    /// Starts both programs. Prometheus scrapes this target, and Alertmanager notifies this inbox. Returns `None`
+    /// unless both programs are installed.
     pub(super) fn start(directory: &Path, target: &Url, inbox: &str) -> Result<Option<Self>, Error> {
         let (Some(prometheus), Some(alertmanager)) = (program("prometheus"), program("alertmanager")) else {
             return Ok(None);
@@ -135,7 +136,8 @@ impl AlertingStack {
         }))
     }
 
-    /// Replaces the states of the rules with the states that Prometheus reports.
+    /// Replaces the states of the rules with the states that Prometheus reports. A rule that Prometheus does not report
+    /// keeps its state.
     pub(super) async fn apply_to(&self, rules: &mut [Rule]) -> Result<(), Error> {
         let url = self.prometheus.join("api/v1/rules?type=alert")?;
         let response: RulesResponse = self.client.get(url).send().await?.error_for_status()?.json().await?;

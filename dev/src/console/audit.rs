@@ -93,8 +93,8 @@ pub(super) struct Verification {
     seconds: f64,
 }
 
-/// Returns whether the service's log contains a head: the number and the hash of the newest seal at that time. The log
-/// can be larger than memory, so it is read line by line.
+/// Returns whether the service's log contains a head: a line with the number and the hash of the newest seal at the
+/// time of the line. The log can be larger than memory, so it is read line by line.
 fn contains_heads(log: &Path) -> bool {
     let lines = File::open(log).map(|file| BufReader::new(file).lines());
     lines.is_ok_and(|lines| lines.map_while(Result::ok).any(|line| line.contains("\"seal_hash\"")))

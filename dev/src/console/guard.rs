@@ -33,7 +33,7 @@ pub(super) async fn guard(State(address): State<SocketAddr>, request: Request, n
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    // Another build may serve another page under the same address, so the browser must not store this page.
+    // Another build may serve other content under the same addresses, so the browser must not store this response.
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }

@@ -1,6 +1,6 @@
-//! The newest log lines of every replica.
+//! The newest log lines of all replicas together.
 //!
-//! Bounds: [`MAX_LINES`] lines and [`MAX_BYTES`] of text. The oldest lines are dropped first.
+//! Bounds: [`MAX_LINES`] lines, and [`MAX_BYTES`] of memory. The oldest lines are dropped first.
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ pub(super) const MAX_BYTES: usize = 16 * 1024 * 1024;
 /// Levels, most severe first.
 const LEVELS: [&str; 5] = ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"];
 
-/// Memory of a line in addition to its text, in bytes.
+/// Estimated memory of a line in addition to its text, in bytes.
 const OVERHEAD_BYTES: usize = 128;
 
 #[derive(Debug, Default)]
@@ -51,7 +51,7 @@ pub(super) struct Line {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Filter {
-    /// Minimum severity.
+    /// Minimum severity. A line without a level always matches.
     level: String,
     /// Prefix of the target.
     target: String,
@@ -86,7 +86,7 @@ impl Logs {
         lines
     }
 
-    /// Returns the number of lines and their size in bytes.
+    /// Returns the number of lines and their estimated memory in bytes.
     pub(super) fn size(&self) -> (usize, usize) {
         (self.lines.len(), self.bytes)
     }

@@ -77,7 +77,8 @@ impl Watchdog {
         self.send("remove", directory.display())
     }
 
-    /// Writes a command in a single write. The line is shorter than `PIPE_BUF`, so the write is atomic.
+    /// Writes a command in a single write. The line is shorter than `PIPE_BUF`, so the write is atomic, and a killed
+    /// parent leaves no partial command.
     fn send(&self, command: &str, argument: impl Display) -> io::Result<()> {
         lock(&self.pipe).write_all(format!("{command} {argument}\n").as_bytes())
     }

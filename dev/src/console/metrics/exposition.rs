@@ -35,7 +35,7 @@ pub(super) fn labels(head: &str) -> Option<Labels> {
     }
 }
 
-/// Splits the text at the closing quote, into the value and the rest.
+/// Splits the text at the closing quote, into the unescaped value and the rest.
 fn split_at_quote(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut letters = text.char_indices();

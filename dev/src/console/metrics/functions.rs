@@ -14,7 +14,8 @@ impl Range {
     }
 }
 
-/// Computes `increase`: the growth of a counter over the range, corrected for resets and extrapolated to both edges.
+/// Computes `increase`: the growth of a counter over the range, corrected for resets and extrapolated towards both
+/// edges.
 pub(super) fn increase(samples: &[Sample], range: Range) -> Option<f64> {
     let [first, .., last] = samples else { return None };
     let resets = samples.windows(2).filter_map(|pair| match pair {

@@ -1,8 +1,8 @@
 //! Metrics of the service, which are scraped, stored for 15 minutes, and queried in `PromQL`.
 //!
-//! Every figure on the console's page is the value of an expression that also works in Prometheus. A test checks that
-//! the console and Prometheus compute the same value from the same samples. So extrapolation, staleness and
-//! interpolation follow Prometheus' rules.
+//! Every chart and figure of the view *Now* is the value of an expression that also works in Prometheus. Extrapolation,
+//! staleness and interpolation follow Prometheus' rules. A test checks that the console and Prometheus compute the same
+//! value from the same samples.
 //!
 //! - [`exposition`]: parser of the text format
 //! - [`store`]: the samples

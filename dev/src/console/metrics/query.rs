@@ -152,7 +152,8 @@ impl Evaluation<'_> {
         Ok(Value::Vector(values.collect()))
     }
 
-    /// Evaluates `absent`: returns one element with the selector's labels if there is no series.
+    /// Evaluates `absent`: returns one element if the expression has no element. If the expression is a selector, the
+    /// element has the labels that the selector compares with `=`.
     fn absent(&self, expression: &Expr) -> Result<Value, Error> {
         if !self.vector(expression)?.is_empty() {
             return Ok(Value::Vector(Vec::new()));

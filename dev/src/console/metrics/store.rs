@@ -14,7 +14,7 @@ use super::{
 /// Retention time of samples.
 pub const RETENTION: Duration = Duration::from_mins(15);
 
-/// Maximum number of series. Samples of further series are ignored. A service has about half as many series.
+/// Maximum number of series. Samples of further series are ignored. A replica has about 1,000 series.
 const MAX_SERIES: usize = 5_000;
 
 /// The value that marks the end of a series, as in Prometheus.
@@ -51,8 +51,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Stores the samples of a target's response. `None` means that the target did not respond. Series that are missing
-    /// in the response are marked as ended.
+    /// Stores the samples of a target's response, and a sample of `up`. `None` means that the target did not respond.
+    /// Series that are missing in the response are marked as ended. Samples older than [`RETENTION`] are dropped.
     pub fn record_scrape(&mut self, at: i64, job: &str, instance: &str, text: Option<&str>) {
         let up = if text.is_some() { "up 1" } else { "up 0" };
         let mut ids_by_text = self.series_by_text.remove(instance).unwrap_or_default();
@@ -119,7 +119,7 @@ impl Store {
         }
     }
 
-    /// Returns the series that match a selector.
+    /// Returns the series that match a selector. A selector without a metric name matches no series.
     pub(super) fn select<'a>(
         &'a self,
         name: Option<&str>,
