@@ -497,8 +497,10 @@ fn the_check_reports_what_a_cluster_lacks() {
     let empty_selectors = complete.replace("kube-prometheus-stack", "");
     let (status, report) = check_cluster(&empty_selectors);
     assert_eq!((status, report.matches("release=anything").count()), (Some(0), 2), "{report}");
-    let no_selectors = complete.replace("get found", ".spec.serviceMonitorSelector}\n.spec.ruleSelector}\nget found");
-    let no_selectors = no_selectors.replace("matchLabels.release kube-prometheus-stack\n", "matchLabels.release\n");
+    let no_selectors =
+        complete.replace("get found", ".spec.serviceMonitorSelector}\n.spec.ruleSelector}\nget found");
+    let no_selectors =
+        no_selectors.replace("matchLabels.release kube-prometheus-stack\n", "matchLabels.release\n");
     let (status, report) = check_cluster(&no_selectors);
     assert_eq!((status, report.matches("selects nothing").count()), (Some(1), 2), "{report}");
 
