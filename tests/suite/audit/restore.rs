@@ -112,6 +112,7 @@ async fn the_steps_of_the_restore_runbook_give_a_verified_log() {
         (&restores[0]["epoch"], &restores[0]["metadata"]["reason"]),
         (&2.into(), &"disk failure".into())
     );
+    assert_eq!(restores[0]["metadata"]["lost_head_count"], lost - kept);
     eventually("the restore is in the metrics", async || {
         (service.metric("audit_restores").await == 1).then_some(())
     })

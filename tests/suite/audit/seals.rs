@@ -63,6 +63,10 @@ async fn every_event_is_sealed_and_the_head_of_the_chain_is_logged() {
             line["target"] == "audit" && line["seal_number"] == head.0 && line["seal_hash"] == head.1
         })
         .await;
+    eventually("the number of the last seal is in the metrics", async || {
+        (service.metric("audit_seal_number").await == head.0).then_some(())
+    })
+    .await;
     let verified = verify(&service, &[]).await.succeeded();
     assert!(
         verified.contains(&format!("{events} events, up to seal {} with hash {}", head.0, head.1)),
