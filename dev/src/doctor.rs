@@ -1,5 +1,5 @@
-//! `cargo dev doctor`: lists the programs that this machine lacks for each command, such as `cargo test`, with the
-//! command that installs the programs.
+//! `cargo dev doctor`: lists the programs that this machine lacks for `cargo dev`, `cargo test` and other commands, and
+//! how to install these programs.
 use std::{env, path::Path, time::Duration};
 
 use crate::{postgres, process::Launch};
@@ -110,7 +110,8 @@ const TOOLS: [Tool; 9] = [
     },
 ];
 
-/// Prints a line for each command, and a line for PostgreSQL. Returns whether `cargo dev` and `cargo test` can run.
+/// Prints a line for each command, and a line for PostgreSQL. Returns whether `cargo dev` and `cargo test` have all
+/// their programs, apart from PostgreSQL, which `cargo dev` can download.
 pub async fn run(print: &dyn Fn(&str)) -> bool {
     let mut missing = Vec::new();
     for tool in TOOLS {

@@ -2,7 +2,7 @@
 //! requests.
 //!
 //! [`Replication`] is the console's interface: the console requests changes and reads the state. [`Operator`] owns the
-//! servers, and carries out one request at a time.
+//! servers, and carries out one request at a time. [`AfterRestore`] runs the service's command after a restore.
 use std::{
     collections::VecDeque,
     convert::Infallible,
@@ -28,14 +28,16 @@ use crate::{
     process::{Launch, WaitError},
 };
 
-/// Age of the restored state: [`Change::Restore`] restores the database to its state this long before the request.
+/// Age of the restored state: [`Change::Restore`] restores the database to its state this long before the restore. If
+/// every base backup is newer, the restored state is that of the oldest base backup.
 const RESTORE_SPAN: Duration = Duration::from_secs(30);
 
 /// Interval of base backups. A restore replays the WAL since a base backup, so the primary must keep all WAL since its
 /// oldest stored backup. Regular backups limit the size of this WAL.
 const BACKUP_INTERVAL: Duration = Duration::from_mins(10);
 
-/// Deadline of the service's command `after-restore`, which also reads the records of the external services.
+/// Deadline of the service's command `after-restore`, including the comparison with the records of the external
+/// services.
 const AFTER_RESTORE_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Deadline of reading a node's state.
@@ -131,7 +133,7 @@ impl Replication {
         self.reports.borrow().iter().map(period).collect()
     }
 
-    /// Returns a receiver that is notified of every change and every step.
+    /// Returns a receiver that is notified when a change is requested, begins a step, or ends.
     pub fn changes(&self) -> watch::Receiver<VecDeque<ChangeReport>> {
         self.reports.subscribe()
     }
@@ -258,7 +260,8 @@ impl Operator {
     }
 
     /// Carries out requests and makes base backups, until the future is dropped. `settings` are the service's settings.
-    /// The first base backup is made at the start, so a restore cannot go back further than the start of this function.
+    /// A base backup is made at the start and after every change, and a change discards the earlier backups. So a
+    /// restore cannot go back further than the last change.
     pub async fn run(&mut self, settings: &[(String, String)], progress: &dyn Fn(&str)) -> Infallible {
         let mut clock = interval(BACKUP_INTERVAL);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);

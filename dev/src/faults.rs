@@ -57,12 +57,12 @@ impl Fault {
     /// A restore, which has a button in place of a switch.
     pub(crate) const RESTORE: Self = Self("restore");
 
-    /// Returns every fault in display order.
+    /// Returns every fault that has a switch, in display order.
     pub fn all() -> &'static [Self] {
         &ALL
     }
 
-    /// Returns the fault with this name.
+    /// Returns the fault with this name, if the fault has a switch.
     pub fn named(name: &str) -> Option<Self> {
         ALL.iter().copied().find(|fault| fault.0 == name)
     }
@@ -126,14 +126,15 @@ struct Switches {
     ended: VecDeque<Period>,
 }
 
-/// The switches of all faults. Clones share the switches. Dropping the last clone ends the faults of this process.
+/// The switches of all faults. Clones share the switches. Dropping the last clone ends the faults that this process
+/// causes itself.
 #[derive(Clone)]
 pub struct Switchboard(Arc<SwitchboardState>);
 
 struct SwitchboardState {
     targets: FaultTargets,
     switches: Mutex<Switches>,
-    /// Held while the active faults are sent to an external service, so that concurrent changes are sent in order.
+    /// Held while the active faults are sent to the external services, so that concurrent changes are sent in order.
     send_lock: tokio::sync::Mutex<()>,
     changed: watch::Sender<()>,
 }
@@ -180,7 +181,7 @@ impl Switchboard {
         self.switches().active.contains_key(&fault)
     }
 
-    /// Returns past and current periods, oldest first.
+    /// Returns the ended periods in the order of their ends, and then the current periods.
     pub fn periods(&self) -> Vec<Period> {
         let switches = self.switches();
         let active = switches.active.iter();

@@ -1,4 +1,4 @@
-//! The HTTP client of the tools, for plain HTTP to servers of the local environment.
+//! The HTTP client of this crate, for plain HTTP to servers of the local environment and of tests.
 use std::time::Duration;
 
 /// Returns a client with a request timeout. The client uses no proxy and trusts no certificate, because all servers are

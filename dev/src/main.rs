@@ -18,7 +18,7 @@ use dev::{
 use indicatif::{ProgressBar, ProgressStyle};
 use url::Url;
 
-/// Runs the service on this machine with its dependencies: a database, simulators of called services, and traffic.
+/// Runs the service on this machine with a database, simulators of called services, and traffic.
 #[derive(Debug, Parser)]
 #[command(name = "cargo dev", bin_name = "cargo dev", args_conflicts_with_subcommands = true)]
 struct Arguments {
@@ -190,7 +190,7 @@ async fn environment(arguments: Environment) -> Outcome {
         console_port: arguments.console_port,
         extra: arguments.set,
     };
-    // The bar is invisible if standard error is not a terminal.
+    // The bar shows the status line, and is invisible if standard error is not a terminal.
     let bar = if settings.logs { ProgressBar::hidden() } else { ProgressBar::no_length() };
     bar.set_style(ProgressStyle::with_template("{wide_msg}")?);
     let print = |line: &str| bar.suspend(|| print(line));

@@ -34,7 +34,7 @@ use serde_json::{Value, json};
 use tonic::{Status, codec::CompressionEncoding, service::Routes};
 use tower_http::decompression::RequestDecompressionLayer;
 
-/// Maximum size of an uncompressed request in bytes. By default an exporter sends 512 spans in one request.
+/// Maximum size of an uncompressed request in bytes. By default an exporter sends at most 512 spans in one request.
 const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 
 /// Attributes of a span, an event, a log record or a resource. Texts and numbers stay distinct, as in the protocol.
@@ -99,7 +99,8 @@ pub struct Record {
 
 /// A consumer of received spans and log records.
 pub trait Sink: Clone + Send + Sync + 'static {
-    /// Takes the spans of one request. Returns false to reject the spans, so that the sender retries.
+    /// Takes the spans of one request. Returns false to reject the request: with `RESOURCE_EXHAUSTED` over gRPC, and
+    /// with status 503 over HTTP.
     fn take(&self, spans: Vec<Span>) -> impl Future<Output = bool> + Send;
 
     /// Takes the log records of one request, like [`take`](Self::take). By default the records are discarded.
@@ -108,7 +109,7 @@ pub trait Sink: Clone + Send + Sync + 'static {
     }
 }
 
-/// Returns a router with all routes that an exporter calls.
+/// Returns a router with the routes of both protocols.
 pub fn router<S: Sink>(sink: S) -> Router {
     let traces = TraceServiceServer::new(Receiver(sink.clone()))
         .accept_compressed(CompressionEncoding::Gzip)

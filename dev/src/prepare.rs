@@ -98,8 +98,8 @@ pub async fn run(check: bool, progress: &dyn Fn(&str)) -> Result<Difference, Err
     Ok(difference)
 }
 
-/// Assigns each description to every directory of [`CACHES`] whose sources contain its query. If a macro concatenates a query
-/// from several literals, no source contains the query, and the description is stored in [`FIRST_CACHE`].
+/// Assigns each description to every directory of [`CACHES`] whose sources contain its query. If a macro concatenates a
+/// query from several literals, no source contains the query, and the description is stored in [`FIRST_CACHE`].
 fn by_cache(described: &Descriptions) -> Result<Descriptions, Error> {
     let mut sorted = Descriptions::new();
     for (cache, directory) in CACHES {
@@ -167,7 +167,7 @@ async fn describe(database_url: &str, progress: &dyn Fn(&str)) -> Result<Descrip
     }
     std::fs::create_dir_all(&queries).map_err(failed)?;
 
-    progress("expanding every query against the database (the first time compiles the dependencies)");
+    progress("expanding every query against the database (the first run also compiles the dependencies)");
     let (target, directory) = (target.display().to_string(), queries.display().to_string());
     let environment = [
         ("CARGO_TARGET_DIR", target.as_str()),
@@ -179,7 +179,7 @@ async fn describe(database_url: &str, progress: &dyn Fn(&str)) -> Result<Descrip
     let packages = ["--package", "platform", "--package", project::name()];
     cargo::run(&[&["clean", "--quiet"], &packages[..]].concat(), &environment).await?;
     // Only the libraries contain query macros. The command also checks the libraries of other packages, because clippy
-    // uses the same build directory in CI, and can then reuse their dependencies.
+    // uses the same build directory in CI, and both share the compiled dependencies.
     cargo::run(&["check", "--lib"], &environment).await?;
     read(&queries)
 }

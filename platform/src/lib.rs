@@ -1,11 +1,11 @@
 //! The parts that every service needs. A service depends on this crate, never the reverse, and the crate contains no
 //! domain logic.
 //!
-//! - [`settings`]: tables of settings, each declared by the module that uses it
+//! - [`settings`]: the declaration and parsing of settings; each module declares its own
 //! - [`http`]: the listener, limits, extractors, problems, pagination and idempotency keys
 //! - [`identity`]: the caller of a request, and the extractors that require a role
-//! - [`database`]: the pool, transactions, timed statements
-//! - [`migrations`]: migrating the schema to the newest version
+//! - [`database`]: the pool, transactions, measured statements, checks, and the monitor
+//! - [`migrations`]: migrating the schema to the newest version, and setting the privileges of the service's role
 //! - [`audit`]: the tamper-evident audit log: recording, sealing, verification, export
 //! - [`telemetry`]: logs, traces, metrics and correlation ids
 //! - [`ops`]: the operations listener: probes, metrics, log level

@@ -1,8 +1,9 @@
-//! The application of this binary's migrations to a database, and the privileges and settings of the service's role.
+//! The work of `migrate`: applying this binary's migrations, starting an audit epoch in a new cluster, and setting the
+//! privileges and settings of the service's role.
 //!
 //! Migrations only run forward, are checksummed, and run under an advisory lock, so that several replicas may start at
-//! once. They run on a separate connection, which is closed afterwards. If a migration fails, sqlx 0.9.0 does not
-//! release the lock, so a pooled connection would continue to hold it.
+//! the same time. They run on a separate connection, which is closed afterwards. If a migration fails, sqlx 0.9.0 does
+//! not release the lock, so a pooled connection would continue to hold it.
 use std::time::Duration;
 
 use sqlx::{
@@ -51,13 +52,13 @@ pub enum MigrateError {
     /// The database is unreachable, or rejected the connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// A migration failed, was changed after it was applied, or is unknown to this binary.
+    /// A migration or another statement failed, or an applied migration was changed or is unknown to this binary.
     #[error("failed to apply the migrations: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
     /// The database does not fulfil a requirement. Nothing was changed.
     #[error("nothing was changed, because {}", .0.join("; "))]
     Requirements(Vec<String>),
-    /// The service's role could not be granted its privileges.
+    /// The privileges or settings of the service's role could not be set.
     #[error("failed to set the rights of role {role}: {source}")]
     Rights {
         /// The user of `DATABASE_URL`.
@@ -76,13 +77,14 @@ pub struct MigrationReport {
     pub version: i64,
 }
 
-/// Applies missing migrations as the schema owner, and grants the service's role its privileges.
+/// Applies missing migrations as the schema owner, starts a new audit epoch in a new cluster, and sets the privileges
+/// and settings of the service's role.
 ///
-/// If the schema belongs to a newer release, nothing is applied, so that a release can be rolled back.
+/// If the schema belongs to a newer release, no migration is applied, so that a release can be rolled back.
 ///
 /// # Errors
-/// The database is unreachable or does not fulfil a requirement, a migration fails, or the privileges cannot be
-/// granted.
+/// The database is unreachable or does not fulfil a requirement, a migration or another statement fails, or the
+/// privileges and settings cannot be set.
 pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<MigrationReport, MigrateError> {
     let owner = settings.owner();
     wait_until_reachable(owner, settings.startup_wait).await?;
@@ -121,8 +123,8 @@ pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migra
     Ok(MigrationReport { applied: after.len() - before.len(), version })
 }
 
-/// Applies the missing migrations, and starts a new audit epoch if the cluster is a different one. Each migration is a
-/// transaction of its own, so the call can be repeated after an error.
+/// Applies the missing migrations, and starts a new audit epoch if the database was loaded into another cluster. Each
+/// migration is a transaction of its own, so the call can be repeated after an error.
 async fn apply(
     connection: &mut PgConnection,
     migrations: &Migrator,
@@ -191,8 +193,8 @@ async fn begin_audit_epoch(connection: &mut PgConnection) -> Result<(), sqlx::Er
     Ok(())
 }
 
-/// Grants `app_runtime` to the service's login role, and sets [`ROLE_SETTINGS`], the statement timeout and a durable
-/// `synchronous_commit` on that role.
+/// Grants `app_runtime` to the service's login role, unless that role is the owner. Sets [`ROLE_SETTINGS`], the
+/// statement timeout and a durable `synchronous_commit` on that role.
 async fn grant_rights(
     connection: &mut PgConnection,
     owner: &str,

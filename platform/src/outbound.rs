@@ -1,11 +1,13 @@
-//! The client for HTTP calls to other services, and the redaction of URLs.
+//! The client for HTTP calls to other services, the TLS provider of all connections, and the redaction and the
+//! plaintext check of URLs.
 //!
 //! **Proxies.** No client uses a proxy. By default, reqwest takes a proxy from `HTTP_PROXY` and similar variables,
 //! which are often set for another program. That proxy could read the bodies and credentials of `http` calls. The gRPC
-//! exporter of traces ignores these variables in any case. `docs/settings.md` documents that they have no effect.
+//! exporters of spans and log records ignore these variables in any case. `docs/settings.md` documents that the
+//! variables have no effect.
 //!
 //! **Certificates.** Every client trusts the certificates of the operating system, or those of `SSL_CERT_FILE` and
-//! `SSL_CERT_DIR`. The connections of the database and of the exporter of traces do the same.
+//! `SSL_CERT_DIR`. The connections to the database and the exporters of spans and log records do the same.
 use reqwest::{ClientBuilder, redirect};
 use url::{Host, Url};
 
@@ -41,15 +43,15 @@ pub fn redacted(url: &Url) -> Url {
     shown
 }
 
-/// Returns the text of a setting without secrets, for the output of commands. URLs are [`redacted`]. Other text with an
-/// `@` is replaced as a whole, because it may be a mistyped URL with a password.
+/// Returns the text of a setting without secrets, for the output of commands. URLs are [`redacted`]. Other text with
+/// `@` or `?` is replaced as a whole, because it may be a mistyped URL, or a URL without a host, with a password.
 pub fn redacted_text(text: &str) -> String {
     match Url::parse(text.trim()) {
         Ok(url) if url.has_host() && (url.query().is_some() || text.contains(['@', '#'])) => {
             redacted(&url).to_string()
         }
         Ok(url) if url.has_host() => text.to_owned(),
-        _ if text.contains('@') => "<redacted>".to_owned(),
+        _ if text.contains(['@', '?']) => "<redacted>".to_owned(),
         _ => text.to_owned(),
     }
 }
@@ -96,7 +98,7 @@ mod tests {
             assert_eq!(redacted_text(text), text);
         }
         for text in
-            ["ada:s3cret@shop.example", "https//ada:s3cret@shop.example", "ada:s3cret@shop.example:443"]
+            ["ada:s3cret@shop.example", "https//ada:s3cret@shop.example", "postgres:///shop?password=s3cret"]
         {
             assert_eq!(redacted_text(text), "<redacted>");
         }

@@ -1,4 +1,4 @@
-//! The shutdown of the process: its signals and its timeouts.
+//! The shutdown of the process: its settings, deadlines and signals.
 use std::time::Duration;
 
 use tokio::{
@@ -18,8 +18,8 @@ crate::groups! {
     }
 }
 
-/// Time reserved for exporting the last spans and log records. The flush may also use the time that earlier parts of
-/// the shutdown did not need.
+/// Time reserved for the flush of telemetry, which exports the last spans and log records, and writes the last log
+/// lines. The flush may also use the time that earlier parts of the shutdown did not need.
 pub const MIN_FLUSH_TIME: Duration = Duration::from_secs(2);
 
 /// The deadlines of the parts of a shutdown. Each part has its own deadline, so that a client that never finishes its

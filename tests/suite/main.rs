@@ -1,9 +1,12 @@
-//! The test suite: it drives the real executable over sockets, and asserts the behaviour that clients and operators
-//! rely on.
+//! The test suite. Most tests drive the real executable over sockets, and assert the behaviour that clients and
+//! operators rely on. The other tests check files of the repository, such as documents, manifests and alert rules.
 //!
-//! Each part of the service has a directory, and each capability has a file. The name of a test states the behaviour
-//! that it proves. The tests of the example domain are in [`example`], and the harness is in [`dev::harness`]. Every
-//! response in every test is compared with the OpenAPI document: see [`http::openapi::agrees_with_the_document`].
+//! Each directory has the tests of one part of the service or of the repository. The name of a test states the
+//! behaviour that it proves. The tests of the example domain are in [`example`], and the harness is in
+//! [`dev::harness`].
+//!
+//! A [`dev::harness::Client`] of a service that [`builder`] starts compares each response with the OpenAPI document:
+//! see [`http::openapi::agrees_with_the_document`]. Responses through a [`dev::harness::Balancer`] are not compared.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -28,8 +28,8 @@ pub enum Preamble {
     PostgresRequest,
 }
 
-/// A server on `localhost` that terminates TLS and forwards all bytes to another server. Dropping the value stops the
-/// proxy.
+/// A server on `localhost` that terminates TLS and forwards all bytes to another server. Dropping the value closes the
+/// listener, and deletes the file of [`Self::authority`].
 pub struct TlsProxy {
     port: u16,
     authority: PathBuf,
@@ -104,7 +104,7 @@ impl TlsProxy {
         self.authority.to_str().unwrap()
     }
 
-    /// Returns the number of clients that accepted the certificate.
+    /// Returns the number of connections whose client accepted the certificate.
     pub fn handshakes(&self) -> usize {
         self.handshakes.load(Ordering::Relaxed)
     }

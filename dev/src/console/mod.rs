@@ -1,4 +1,4 @@
-//! The console: one page that shows all telemetry of the service, without Docker.
+//! The console: a web page that shows the service's telemetry. The console needs no Docker.
 //!
 //! The console receives spans over OTLP, reads the log lines that the service prints, and scrapes `/metrics`. The
 //! service has no code for the console. All stored data is bounded: [`traces`], [`logs`] and [`metrics`] document the
@@ -6,11 +6,11 @@
 //!
 //! - [`traces`], [`logs`], [`metrics`]: received telemetry
 //! - [`now`], [`panels`]: the view *Now*, with its charts and figures
-//! - [`rules`], [`alerting`]: the project's alerting rules, and a real Prometheus if it is installed
+//! - [`rules`], [`alerting`]: the project's alerting rules, and a real Prometheus and Alertmanager if installed
 //! - [`audit`]: the audit log and its verification
-//! - [`watcher`]: background tasks: scraping, reading the log, reconciliation
+//! - [`watcher`]: background tasks, such as scraping, reading logs and evaluating rules
 //! - [`guard`]: access control
-//! - [`routes`], [`assets`]: the server
+//! - [`routes`], [`assets`]: the HTTP API, and the files of the page
 mod alerting;
 mod assets;
 mod audit;
@@ -87,7 +87,7 @@ pub struct ObservedSystem {
     /// The file with the service's log lines. They contain the heads of the audit log (`docs/audit.md`).
     pub log: Option<PathBuf>,
     pub faults: Switchboard,
-    /// The primary and its standby, if the database has one.
+    /// The primary and its standby, if the database has a standby.
     pub replication: Option<Replication>,
     /// Reconciliation with an external ledger, if the service has one.
     pub reconciliation: Option<Comparison>,
@@ -97,7 +97,8 @@ pub struct ObservedSystem {
     pub scrape_interval: Duration,
 }
 
-/// Default interval of scrapes. The service needs as much CPU time for a scrape as for a few requests.
+/// Interval of scrapes, except in tests. The interval is not shorter, because a scrape costs the service as much CPU
+/// time as a few requests.
 pub const SCRAPE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// One process of the service.
@@ -140,7 +141,7 @@ struct State {
     metrics: Mutex<Store>,
     overview: Mutex<Overview>,
     rules: Mutex<Rules>,
-    /// The rules at the last evaluation.
+    /// The rules with their states at the last evaluation.
     evaluated_rules: Mutex<Vec<Rule>>,
     replicas: Mutex<Vec<Replica>>,
     reconciliation: Mutex<Option<ReconciliationResult>>,
@@ -151,7 +152,7 @@ struct State {
     first_trace: OnceLock<String>,
     /// Notifies the open pages of changes.
     counters: watch::Sender<ChangeCounters>,
-    /// The newest figures.
+    /// The newest values of the charts and figures.
     latest: watch::Sender<Option<Snapshot>>,
     client: reqwest::Client,
     /// Prevents concurrent verifications of the audit log.
@@ -225,13 +226,13 @@ impl Console {
         Ok(Self { state, tasks: Mutex::default(), server })
     }
 
-    /// Returns the URL of the page. As the value of `OTEL_EXPORTER_OTLP_ENDPOINT`, the same URL receives spans over
-    /// gRPC or HTTP.
+    /// Returns the URL of the page. The service sends its spans to the console over gRPC or HTTP if
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT` has the same URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.state.address)
     }
 
-    /// Returns the value of `ALERT_WEBHOOK_URL`, the URL that receives the service's own alerts.
+    /// Returns the URL for the service's `ALERT_WEBHOOK_URL`. This URL receives the service's own alerts.
     pub fn alerts_url(&self) -> String {
         format!("http://{}/service", self.state.inbox.address())
     }
@@ -268,7 +269,7 @@ impl Console {
         tasks.shutdown().await;
     }
 
-    /// Returns a stream of all future status lines.
+    /// Returns a stream of future status lines.
     pub fn status_lines(&self) -> StatusLines {
         StatusLines(self.state.latest.subscribe())
     }
@@ -284,7 +285,7 @@ impl Drop for Console {
     }
 }
 
-/// A stream with a status line for each new set of figures.
+/// A stream of status lines. Each scrape creates a new line, and a slow reader receives only the newest line.
 pub struct StatusLines(watch::Receiver<Option<Snapshot>>);
 
 impl StatusLines {

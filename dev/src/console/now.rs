@@ -1,4 +1,4 @@
-//! The view *Now*: the values of the chart expressions over the last 15 minutes.
+//! The view *Now*: the charts of the last 15 minutes, the current figures, and the table of routes.
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
@@ -43,7 +43,7 @@ pub(super) struct Chart {
 pub(super) struct Snapshot {
     /// Milliseconds since 1970.
     pub(super) at: i64,
-    /// The value of each line of each chart.
+    /// The values by the id of the chart and the name of the line. A line without a finite value is missing.
     charts: BTreeMap<&'static str, BTreeMap<String, f64>>,
     pub(super) figures: BTreeMap<&'static str, f64>,
 }
@@ -108,7 +108,7 @@ impl Overview {
         })
     }
 
-    /// Evaluates all expressions at this time, and stores the results.
+    /// Evaluates all expressions at the time `at`, in milliseconds since 1970, and stores the results.
     pub(super) fn compute(&mut self, store: &Store, at: i64) -> Snapshot {
         let value = |expression: &Expression| {
             let elements = expression.value(store, at).map(super::metrics::Value::into_elements);

@@ -1,7 +1,8 @@
-//! The HTTP API that the console's page calls.
+//! The routes of the console: the page, the HTTP API that the page calls, and the receiver of spans.
 //!
-//! The server pushes changes: `/api/stream` sends a counter for each kind of data, and the newest figures. If a counter
-//! of the displayed data has changed, the page fetches the data again with its filters.
+//! The server pushes changes: `/api/stream` sends a counter of changes for each kind of data, and the newest values of
+//! the charts and figures. If the counter of the displayed data has changed, the page fetches this data again, with the
+//! filters of the view.
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
@@ -116,7 +117,7 @@ struct EventStream {
 
 impl EventStream {
     async fn next(&mut self) -> Option<Event> {
-        // The first event is sent immediately, so that the page can show the connection.
+        // The first event is sent immediately, so that a new page fetches the active faults and the alerts.
         if !std::mem::take(&mut self.is_first) {
             self.counters.changed().await.ok()?;
             sleep(MIN_PUSH_INTERVAL).await;
@@ -257,7 +258,8 @@ async fn faults(State(state): State<Arc<Shared>>) -> Result<Json<Value>, ErrorRe
     })))
 }
 
-/// Returns the state of the primary and its standby, or null if the database has no standby.
+/// Returns the states of the primary and its standby, and the changes of the primary. Returns null if the database has
+/// no standby.
 async fn database(State(state): State<Arc<Shared>>) -> Result<Json<Value>, ErrorResponse> {
     let Some(replication) = &system(&state)?.replication else { return Ok(Json(Value::Null)) };
     Ok(Json(json!({ "nodes": replication.nodes().await, "changes": replication.reports() })))

@@ -64,11 +64,13 @@ pub(super) struct RuleState {
     pub(super) value: Option<f64>,
     /// The operator and the right operand of the comparison.
     pub(super) limit: Option<String>,
-    /// Prometheus' description of each alert, or the reason why the state is unknown.
+    /// From Prometheus, the description of each alert and the last error of the rule. From the console, the reason why
+    /// the state is unknown.
     pub(super) notes: Vec<String>,
 }
 
-/// The rules, each with its parsed expression and its displayed comparison.
+/// The rules. Each has its parsed expression, or the reason why the console cannot evaluate the expression, and its
+/// displayed comparison.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     rules: Vec<(Rule, Result<Expression, String>, Option<Comparison>)>,

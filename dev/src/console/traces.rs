@@ -37,7 +37,7 @@ struct Trace {
 pub(super) struct Filter {
     /// Substring of the name, such as `GET /v1/me`.
     route: String,
-    /// A class such as `2xx`, a code such as `404`, or `error`.
+    /// A class such as `2xx`, a code such as `404`, or `error` for traces with a failed span or a 5xx response.
     status: String,
     min_ms: Option<f64>,
     correlation_id: String,
@@ -71,7 +71,7 @@ pub(super) struct Detail {
     dropped_spans: usize,
     /// Resource attributes of the service.
     resource: Attributes,
-    /// Traces that link to this trace.
+    /// Spans that link to this trace.
     linked_from: Vec<Link>,
 }
 

@@ -18,11 +18,11 @@ const ALERTS_INTERVAL: Duration = Duration::from_secs(5);
 /// Minimum pause between reconciliations, because a reconciliation reads the tables and the external ledger completely.
 const MIN_RECONCILIATION_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Minimum pause between reconciliations, as a multiple of the duration of the last reconciliation. With large
-/// tables a reconciliation is slow, and the pause grows with its duration.
+/// Minimum pause between reconciliations, as a multiple of the duration of the last reconciliation. With large tables a
+/// reconciliation is slow, and this pause limits reconciliations to about 5 % of the time.
 const RECONCILIATION_PAUSE_FACTOR: u32 = 20;
 
-/// Scrapes every replica periodically, requests its health, and computes the figures.
+/// Scrapes every replica periodically, requests its health, and computes the charts and figures.
 pub(super) async fn scrape(state: Arc<State>, every: Duration) {
     let mut clock = interval(every);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -117,7 +117,8 @@ async fn first_trace(state: &State, system: &ObservedSystem) -> Result<Option<St
     Ok(found)
 }
 
-/// Evaluates the rules periodically. If Prometheus runs, its states replace the states that the console has computed.
+/// Starts Prometheus and Alertmanager if both are installed, and evaluates the rules periodically. If Prometheus runs,
+/// its states replace the states that the console has computed.
 pub(super) async fn evaluate_rules(state: Arc<State>, system: ObservedSystem) {
     loop {
         start_alerting(&state, system.prometheus.as_deref());
@@ -135,7 +136,8 @@ pub(super) async fn evaluate_rules(state: Arc<State>, system: ObservedSystem) {
     }
 }
 
-/// Starts Prometheus and Alertmanager, unless they already run or the address of the first replica is not known yet.
+/// Starts Prometheus and Alertmanager, unless they already run, are not installed, or have no data directory. Does
+/// nothing before the first replica is known. A failed start is retried at the next evaluation.
 fn start_alerting(state: &State, directory: Option<&Path>) {
     let target = lock(&state.replicas).first().map(|replica| replica.ops.clone());
     if let (Some(directory), Some(target), None) = (directory, target, state.alerting.get())

@@ -20,8 +20,8 @@ pub(super) struct DataDir {
 }
 
 impl DataDir {
-    /// Locks the given directory, or the default of this checkout. The error contains the pid and the addresses of the
-    /// run that holds the lock.
+    /// Creates and locks the given directory, or the default of this checkout. If another run holds the lock, the error
+    /// contains the pid and the addresses of that run.
     pub(super) fn lock(directory: Option<&Path>) -> Result<Self, Error> {
         let directory = directory.map_or_else(|| directory_of(&project::root()), Path::to_owned);
         let error = |source| Error::DataDir { path: directory.clone(), source };
@@ -92,8 +92,8 @@ fn directory_of(checkout: &Path) -> PathBuf {
     state_directory().join(format!("{}-dev", project::name())).join(key)
 }
 
-/// Returns the system's directory for program state. Root's home directory is inaccessible to the Unix user of the
-/// database server, so root uses `/var/lib`.
+/// Returns the directory in which programs store their state for the current Unix user. Root's home directory is
+/// inaccessible to the Unix user of the database server, so root uses `/var/lib`.
 fn state_directory() -> PathBuf {
     if geteuid().is_root() {
         return "/var/lib".into();

@@ -16,7 +16,7 @@ use crate::{
 const COMMAND_DEADLINE: Duration = Duration::from_mins(2);
 
 /// One user for every user role. The passwords are constant, because the database persists between runs. The passwords
-/// need no secrecy, because they protect only a database on this machine.
+/// need no secrecy, because only programs on this machine can reach the service.
 pub(super) const LOGINS: [Login; 4] = [
     CUSTOMER,
     SUPPORT,
@@ -93,7 +93,7 @@ pub(crate) async fn prepare(
     Ok(Database { service_url: url.to_string(), url, owner_url })
 }
 
-/// Creates missing users in a migrated database.
+/// Creates the missing users of [`LOGINS`] in a migrated database.
 pub(super) async fn create_users(
     executable: &Path,
     url: &Url,

@@ -21,7 +21,8 @@ pub(super) enum DatabaseServer {
 }
 
 impl DatabaseServer {
-    /// Starts a server with persistent data in this directory, and prepares its database.
+    /// Uses the server named in the environment, or starts a server with persistent data in this directory. Prepares
+    /// the database.
     pub(super) async fn start_single(
         directory: PathBuf,
         executable: &Path,
@@ -34,7 +35,7 @@ impl DatabaseServer {
     }
 
     /// Starts a temporary primary with a synchronous standby, and prepares its database. `log` is the file with the
-    /// service's log lines.
+    /// service's log lines, which `after-restore` reads.
     pub(super) async fn start_replicated(
         executable: &Path,
         log: PathBuf,
@@ -58,7 +59,8 @@ impl DatabaseServer {
         Ok((Self::Replicated(Box::new(Operator::new(server, after_restore))), database))
     }
 
-    /// Returns the interface through which the console observes and changes a replicated database.
+    /// Returns the interface through which the console observes and changes a replicated database. Returns `None` for a
+    /// single server.
     pub(super) fn replication(&self) -> Option<Replication> {
         match self {
             Self::Single(_) => None,
@@ -66,8 +68,8 @@ impl DatabaseServer {
         }
     }
 
-    /// Carries out the console's requests for a failover or a restore, until the future is dropped. `settings` are the
-    /// service's settings.
+    /// Makes base backups of a replicated database, and carries out the console's requests for a failover or a restore,
+    /// until the future is dropped. Only waits for a single server. `settings` are the service's settings.
     pub(super) async fn run(&mut self, settings: &[(String, String)], progress: &dyn Fn(&str)) -> Infallible {
         match self {
             Self::Single(_) => std::future::pending().await,

@@ -1,4 +1,4 @@
-//! The whole service on one machine, as run by `cargo dev`.
+//! The service with all its dependencies on one machine, as run by `cargo dev`.
 //!
 //! [`run`] is the entry point. At the end it stops the console and the traffic, then the service, and then the
 //! service's dependencies. If this process is killed, the [watchdog](crate::process::Watchdog) stops its child
@@ -92,8 +92,8 @@ impl Settings {
         self.rate.map(|rate_per_second| Traffic::start(settings(rate_per_second))).transpose()
     }
 
-    /// Returns the service's settings: first the addresses of its dependencies, then the user's own settings, which
-    /// take precedence.
+    /// Returns settings of the service: first those for the external services and the console, then the user's own
+    /// settings, which take precedence.
     fn service_settings(
         &self,
         console: &Console,
@@ -101,7 +101,7 @@ impl Settings {
     ) -> Vec<(String, String)> {
         let dependencies = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", console.url()),
-            // The default delay of five seconds is too long for the console.
+            // Spans are exported after one second, because the default of five seconds is too long for the console.
             ("OTEL_BSP_SCHEDULE_DELAY", "1000".to_owned()),
             ("ALERT_WEBHOOK_URL", console.alerts_url()),
         ];
@@ -283,7 +283,7 @@ pub async fn seed(
     Ok(())
 }
 
-/// Reports the results of the run.
+/// Reports the results of the run. Returns an error if the reconciliation failed or found a difference.
 fn report_end(
     traffic: Option<traffic::Report>,
     service: ExitStatus,

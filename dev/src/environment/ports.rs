@@ -28,7 +28,8 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// Returns the addresses of the ports. The error names the first port in use.
+    /// Waits until both ports are free, and returns their addresses. The error names the first port that is
+    /// unavailable.
     pub(super) async fn find(api: u16, ops: u16, progress: &dyn Fn(&str)) -> Result<Self, Error> {
         Ok(Self {
             api: free("the API", "--api-port", api, progress).await?,
@@ -37,7 +38,7 @@ impl Ports {
     }
 }
 
-/// Waits until a port of this machine is free, and returns its address.
+/// Waits until a port of this machine is free, at most [`WAIT_TIMEOUT`]. Returns the port's address.
 pub(crate) async fn free(
     what: &'static str,
     flag: &'static str,

@@ -1,4 +1,4 @@
-//! The text that `cargo dev` prints after the start: all addresses and example commands.
+//! The text that `cargo dev` prints after the start: addresses, users with their passwords, and example commands.
 use std::{fmt, path::Path};
 
 use url::Url;
@@ -6,9 +6,11 @@ use url::Url;
 use super::database::LOGINS;
 use crate::project;
 
-/// Arguments of `curl`: the content type, the session token of the login, and a new idempotency key.
+/// Argument of `curl`: the content type.
 pub(crate) const JSON: &str = "-H 'content-type: application/json'";
+/// Argument of `curl`: the session token, which the login command stores in `TOKEN`.
 pub(crate) const AUTHORIZED: &str = "-H \"authorization: Bearer $TOKEN\"";
+/// Argument of `curl`: a new idempotency key.
 pub(crate) const NEW_KEY: &str =
     "-H \"idempotency-key: $(uuidgen 2>/dev/null || cat /proc/sys/kernel/random/uuid)\"";
 
@@ -25,7 +27,7 @@ pub(super) struct Screen<'a> {
     pub(super) traffic: Option<f64>,
     /// Names and URLs of the external services.
     pub(super) external_services: &'a [(&'static str, String)],
-    /// Example commands that follow the login: a heading, and the commands for any shell.
+    /// The heading of the example commands, and the commands that follow the login command.
     pub(super) commands: &'a (&'static str, Vec<String>),
 }
 
@@ -46,7 +48,7 @@ impl fmt::Display for Screen<'_> {
         if *standby {
             writeln!(
                 f,
-                "  standby         {console}/faults (fails over and restores; the data is temporary)"
+                "  standby         {console}/faults (buttons for a failover and a restore; the data is temporary)"
             )?;
         }
         writeln!(f, "  log             {}", service_log.display())?;
@@ -66,8 +68,8 @@ impl fmt::Display for Screen<'_> {
 }
 
 impl Screen<'_> {
-    /// Writes commands for any shell, to be run in order. The commands extract fields of responses with `sed`, which
-    /// every system has.
+    /// Writes the login command and the commands that follow it, for any POSIX shell. The commands extract fields of
+    /// responses with `sed`, which every POSIX system has.
     fn write_commands(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [customer, ..] = LOGINS;
         writeln!(

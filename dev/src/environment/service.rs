@@ -16,7 +16,7 @@ const READY_DEADLINE: Duration = Duration::from_mins(1);
 /// unfinished work.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Number of log lines in the error after an unexpected end.
+/// Maximum number of log lines in the error after an unexpected end or a failed start.
 const MAX_LAST_LINES: usize = 20;
 
 /// Input for starting the service.
@@ -88,7 +88,7 @@ impl Service {
         }
     }
 
-    /// Requests a graceful stop of the service, and waits for its exit.
+    /// Requests a graceful stop of the service, and waits for its exit. Kills the service after [`STOP_DEADLINE`].
     pub(super) async fn stop(self) -> Result<ExitStatus, Error> {
         Ok(self.child.stop(STOP_DEADLINE).await?)
     }

@@ -27,7 +27,7 @@ use super::{Service, User, WAIT_TIMEOUT, client::Api};
 /// Interval of readiness probes of each replica.
 const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Maximum size of a forwarded body, in bytes.
+/// Maximum size of a forwarded request body, in bytes.
 const BODY_LIMIT: usize = 1024 * 1024;
 
 /// A running balancer. Dropping the value stops the balancer.

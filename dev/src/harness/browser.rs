@@ -64,7 +64,7 @@ impl Browser {
         self.client.execute(script, Vec::new()).await.unwrap()
     }
 
-    /// Waits until an element contains this text.
+    /// Waits until an element with this selector contains this text.
     pub async fn wait_until_shown(&self, selector: &str, text: &str) {
         let script = "const found = [...document.querySelectorAll(arguments[0])]; \
                       return found.some((one) => one.textContent.includes(arguments[1]))";
@@ -123,7 +123,7 @@ impl Browser {
         self.send_devtools_command("Emulation.setEmulatedMedia", features).await;
     }
 
-    /// Saves a screenshot in `target/console` of the checkout.
+    /// Saves a screenshot of the page in the directory `target/console`, and returns the path of the file.
     pub async fn screenshot(&self, name: &str) -> PathBuf {
         let directory = project::root().join("target/console");
         std::fs::create_dir_all(&directory).unwrap();
@@ -132,7 +132,7 @@ impl Browser {
         path
     }
 
-    /// Asserts that the browser's console contains no warnings or errors.
+    /// Asserts that the browser's log contains no warnings or errors, and closes the browser.
     pub async fn assert_no_errors(self) {
         let logged = self.command("se/log", json!({ "type": "browser" })).await;
         let is_problem = |entry: &&Value| matches!(entry["level"].as_str(), Some("SEVERE" | "WARNING"));

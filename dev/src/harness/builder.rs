@@ -12,7 +12,7 @@ const SETTINGS: [(&str, &str); 10] = [
     ("DATABASE_MAX_CONNECTIONS", "4"),
     // A connection can take several seconds on a busy machine.
     ("DATABASE_ACQUIRE_TIMEOUT_MS", "10000"),
-    // The lowest cost of argon2, so that logins are fast.
+    // A low cost of argon2, so that logins are fast.
     ("ARGON2_MEMORY_KIB", "64"),
     ("ARGON2_ITERATIONS", "1"),
     ("LOGIN_RATE_PER_ADDRESS_PER_MINUTE", "0"),
@@ -52,13 +52,13 @@ impl Builder {
         self
     }
 
-    /// Sends spans to this collector, 50 ms after they have ended.
+    /// Makes the service send its spans to this collector, within about 50 ms of their end.
     pub fn with_traces_to(self, collector: &Collector) -> Self {
         self.setting("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())
             .setting("OTEL_BSP_SCHEDULE_DELAY", "50")
     }
 
-    /// Sends spans and log records to this collector, within about 50 ms.
+    /// Makes the service send its spans and log records to this collector, within about 50 ms.
     pub fn with_logs_to(self, collector: &Collector) -> Self {
         self.with_traces_to(collector)
             .setting("OTEL_LOGS_EXPORTER", "otlp")
@@ -83,7 +83,7 @@ impl Builder {
         self
     }
 
-    /// Uses a dedicated PostgreSQL server.
+    /// Uses a separate PostgreSQL server, or the server that the environment names.
     pub fn on_a_dedicated_server(mut self) -> Self {
         self.has_dedicated_server = true;
         self

@@ -137,7 +137,7 @@ impl Request {
         self.header("content-type", "application/json").body(body.to_string())
     }
 
-    /// Sets these bytes as the body, without a `Content-Type`.
+    /// Sets these bytes as the body. Sets no `Content-Type`.
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
         self
@@ -240,16 +240,16 @@ pub struct Attempt {
 impl Attempt {
     /// Waits for the response.
     pub async fn response(self) -> HttpResponse {
-        let response = self.task.await.expect("the request's task neither panics nor is aborted");
+        let response = self.task.await.expect("the request's task panicked or was aborted");
         response.unwrap_or_else(|error| panic!("there was no response: {error:?}"))
     }
 
-    /// Waits for the response; `None` if the connection was closed without a response.
+    /// Waits for the response; `None` without a complete response.
     pub async fn try_response(self) -> Option<HttpResponse> {
-        self.task.await.expect("the request's task neither panics nor is aborted").ok()
+        self.task.await.expect("the request's task panicked or was aborted").ok()
     }
 
-    /// Closes the connection before the response.
+    /// Closes the connection without waiting for the response, and returns the request for a retry.
     pub async fn give_up(self) -> Request {
         self.task.abort();
         // The connection is closed once the task has ended.

@@ -1,4 +1,5 @@
-//! The database of one service, cloned from a migrated template. Tests read and change the database as its owner.
+//! The database of one service, by default cloned from a migrated template. Tests read and change the database as its
+//! owner.
 use std::{
     path::Path,
     sync::atomic::{AtomicUsize, Ordering},
@@ -19,8 +20,8 @@ use crate::{
     project,
 };
 
-/// Password of the owner and of the service's role. The password needs no secrecy, because the server listens on this
-/// machine only, and both roles are dropped after the run.
+/// Password of the owner and of the service's role. The password needs no secrecy: a server that the tests start
+/// listens on this machine only. On a server named in the environment, the next run drops both roles.
 const PASSWORD: &str = "for-tests-only";
 
 /// A database that is dropped at the end of its test.
@@ -49,7 +50,8 @@ impl Database {
         database
     }
 
-    /// Creates a database on a separate server, for tests that block a resource shared by all databases of a server.
+    /// Creates a database on a separate server, for tests that block a resource shared by all databases of a server. If
+    /// the environment names a server, that server is used.
     pub(super) async fn create_on_dedicated_server(executable: &Path, settings: &[(String, String)]) -> Self {
         let started = Server::find_or_start(Purpose::Tests, &|line| eprintln!("{line}")).await;
         let server: &'static Server = Box::leak(Box::new(started.unwrap_or_else(|error| panic!("{error}"))));
@@ -199,7 +201,7 @@ impl Database {
         }
     }
 
-    /// Locks a table exclusively until the returned transaction is dropped.
+    /// Locks a table exclusively until the returned transaction ends.
     pub async fn lock(&self, table: &str) -> OpenTransaction {
         self.hold(&format!("lock table {table} in access exclusive mode")).await
     }
@@ -270,8 +272,8 @@ impl OpenTransaction {
 impl Drop for Database {
     fn drop(&mut self) {
         let (server, name) = (self.server, std::mem::take(&mut self.name));
-        // The test's runtime is ending, so a thread drops the database. If the process ends first, the next run drops
-        // the database.
+        // The test's runtime is ending, so a thread drops the database. If the process ends first, the database remains
+        // only on a server named in the environment, and the next run drops the database.
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             if let Ok(runtime) = runtime {

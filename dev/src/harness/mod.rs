@@ -7,7 +7,7 @@
 //! Rules of tests:
 //! - Tests do not sleep. Tests wait for conditions with [`eventually`], which has a deadline.
 //! - Tests share only the PostgreSQL server. Each service has a fresh database, cloned from a template. The
-//!   executable's own `migrate` creates the template once per run.
+//!   executable's own `migrate` creates the template's schema once per run.
 //! - Domain code is in [`example::harness`](crate::example::harness).
 //! - A helper panics on failure, with a message that describes the failure. Tests handle no errors.
 #![allow(
@@ -53,7 +53,7 @@ pub use self::{
     user::{PASSWORD, User},
 };
 
-/// Timeout far above the duration of any operation, even on a busy machine. Only a failing test waits this long.
+/// Timeout far above the duration of a usual operation, even on a busy machine. Only a failing test waits this long.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Waits until `poll` returns a value, and returns this value.

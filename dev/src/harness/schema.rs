@@ -15,8 +15,9 @@ use crate::{
     project,
 };
 
-/// Name of the environment variable with the path of a file. Each test process appends every received name to the file
-/// once, with the name's kind. After a run of all tests, a documented name that the file lacks was never emitted.
+/// Name of the environment variable with the path of a file. Each test process appends each received name of a span
+/// attribute or a log field to the file once, with the name's kind. After a run of all tests, a documented attribute or
+/// field that the file lacks was never received.
 pub const RECEIVED_NAMES: &str = "RECEIVED_NAMES";
 
 /// The documented names.
@@ -68,7 +69,8 @@ impl Schema {
         }
     }
 
-    /// Returns the undocumented attributes of a span. Events are not compared, because they are also log lines.
+    /// Records the names of a span's attributes, and returns the undocumented names. Events are not compared, because
+    /// they are also log lines.
     pub(super) fn unknown_in_span(&self, span: &Span) -> BTreeSet<String> {
         record_received("attribute", span.attributes.keys());
         span.attributes.keys().filter(|name| !self.span_attributes.contains(*name)).cloned().collect()
@@ -85,8 +87,8 @@ impl Schema {
         line.as_object().map_or_else(BTreeSet::new, |fields| self.unknown_fields(target, fields.keys()))
     }
 
-    /// Returns the undocumented fields. Fields of libraries are not documented, so log lines with a library's target
-    /// are ignored.
+    /// Records the names of the fields, and returns the undocumented names. Fields of libraries are not documented, so
+    /// log lines with a library's target are ignored.
     fn unknown_fields<'a>(
         &self,
         target: &str,

@@ -70,8 +70,8 @@ impl Drop for Process {
     }
 }
 
-/// A service with its own database and simulated dependencies. Dropping the value ends the process. The dependencies
-/// end with the last replica or [`User`] that refers to them.
+/// A service with its own database and simulated dependencies. Dropping the value ends the process. The external
+/// services end with the last replica. The database is dropped with the last replica or [`User`].
 pub struct Service {
     executable: PathBuf,
     settings: Vec<(String, String)>,
@@ -146,7 +146,8 @@ impl Service {
         self.wait_for_exit().await
     }
 
-    /// Restarts the service with the same database and dependencies, on other ports. Sessions stay valid.
+    /// Starts a new process with the same database and dependencies, on other ports. Kills the previous process if it
+    /// is still running. Sessions stay valid.
     pub async fn restart(&mut self) {
         self.process = Process::start(&self.executable, &self.settings).await;
         self.api.set_url(self.process.api.clone());
@@ -302,7 +303,7 @@ impl Service {
         Some((response.status().as_u16(), response.text().await.ok()?))
     }
 
-    /// Returns the status and the body of a page of the operations listener; status 0 without a response.
+    /// Returns the status and the body of a path of the operations listener; status 0 without a response.
     pub async fn ops(&self, path: &str) -> (u16, String) {
         self.request_ops(Method::GET, path, "").await.unwrap_or_default()
     }

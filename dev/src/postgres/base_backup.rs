@@ -13,7 +13,8 @@ use url::Url;
 
 use super::{Error, unix_user::UnixUser};
 
-/// Directories whose contents are not copied. The contents of `pg_wal` are copied separately, after the other files.
+/// Directories that are copied without their contents. The contents of `pg_wal` are copied later, after the other
+/// files.
 const EMPTY_DIRECTORIES: [&str; 8] = [
     "pg_dynshmem",
     "pg_notify",
@@ -25,7 +26,7 @@ const EMPTY_DIRECTORIES: [&str; 8] = [
     "pg_wal",
 ];
 
-/// Prefixes of the names of files that a backup must not have.
+/// Prefixes of the names of files and directories that a backup must not have.
 const EXCLUDED_PREFIXES: [&str; 4] = ["postmaster.pid", "postmaster.opts", "pgsql_tmp", "pg_internal.init"];
 
 /// A completed base backup, with an open connection to the server that was copied.

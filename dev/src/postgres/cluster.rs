@@ -27,7 +27,7 @@ use crate::{
 /// The superuser of these servers.
 const SUPERUSER: &str = "postgres";
 
-/// Deadline of a start. After a crash of the machine, recovery replays the WAL.
+/// Deadline of a start. A start after a crash of the machine takes longer, because PostgreSQL replays the WAL.
 const START_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Deadline of a stop.

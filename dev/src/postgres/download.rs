@@ -42,7 +42,7 @@ fn cache(unix_user: &UnixUser) -> PathBuf {
     parent.join(format!("{}-dev", project::name())).join("postgresql")
 }
 
-/// Returns the command that installs PostgreSQL on this platform.
+/// Returns the command that installs PostgreSQL on this platform. On an unknown platform, describes the package.
 pub(super) fn install_command() -> &'static str {
     if cfg!(target_os = "macos") {
         return "brew install postgresql@17";

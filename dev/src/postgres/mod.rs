@@ -4,7 +4,7 @@
 //! result, so that the user can see why a server was selected.
 //!
 //! On a server that this process has not started, only objects with this project's [`Ownership`] comment are changed or
-//! dropped. A database with the same name and without the comment is an error.
+//! dropped. A database or role that has a required name but not this comment is an error.
 mod base_backup;
 mod binaries;
 mod cluster;

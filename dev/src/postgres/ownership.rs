@@ -10,7 +10,8 @@ use nix::{
 use super::Purpose;
 use crate::project;
 
-/// The owner and the purpose of a database or role. The server stores them as the comment of the database or role.
+/// The environment or the test process that created a database or role. The server stores this information as the
+/// comment of the database or role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ownership {
     /// An environment with this data directory. Two environments on one server must not share a database, because
@@ -44,8 +45,8 @@ impl Ownership {
         Some(Self::Tests { host, pid, started })
     }
 
-    /// Returns whether the test run has ended: its process on this machine has exited, or the run started more than a
-    /// day ago.
+    /// Returns whether the test run has ended. A run counts as ended if its process on this machine has exited, or if
+    /// the run started more than a day ago. An environment never counts as ended.
     pub(super) fn is_stale(&self) -> bool {
         match self {
             Self::Environment(_) => false,

@@ -60,7 +60,7 @@ pub struct ReplicatedServer {
     nodes: Vec<TcpProxy>,
     /// Index of the primary's node.
     active: usize,
-    /// Proxy that always leads to the current primary.
+    /// Proxy to the current primary. Every change of the primary redirects the proxy.
     to_primary: TcpProxy,
     /// Proxy between the primary and the standby.
     replication: TcpProxy,
@@ -69,7 +69,7 @@ pub struct ReplicatedServer {
 }
 
 impl ReplicatedServer {
-    /// Starts a standby of this server, which must be a temporary server of this process. Without a mode there is one
+    /// Starts a standby of `primary`, which must be a temporary server of this process. Without a mode there is one
     /// node and no standby.
     pub async fn start(
         primary: Server,
@@ -101,7 +101,8 @@ impl ReplicatedServer {
         &self.nodes
     }
 
-    /// Returns `url` with the address of the proxy that always leads to the current primary.
+    /// Returns `url` with the address of the proxy to the current primary. The address stays the same when the primary
+    /// changes.
     pub fn url_of_primary(&self, url: &Url) -> Url {
         self.to_primary.url_through(url)
     }

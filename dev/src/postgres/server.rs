@@ -1,4 +1,4 @@
-//! Databases and logins on a server.
+//! A running server: its databases, logins, base backups and standbys.
 use std::{path::PathBuf, time::Duration};
 
 use chrono::{DateTime, Utc};
@@ -140,7 +140,7 @@ impl Server {
         }
     }
 
-    /// Creates a login with this password, or changes the password of a login that is [`Presence::Ours`].
+    /// Creates a login with this password and these rights, or changes both for a login that is [`Presence::Ours`].
     pub async fn create_login(&self, role: &str, password: &str, rights: Rights) -> Result<(), Error> {
         let mut connection = self.connect().await?;
         let comment: Option<(Option<String>,)> = sqlx::query_as(
@@ -177,8 +177,8 @@ impl Server {
         Ok(connection.close().await?)
     }
 
-    /// Allows an owner's migrations to grant these existing roles and to change their settings. Since PostgreSQL 16,
-    /// `CREATEROLE` does not apply to roles that another role has created.
+    /// Allows an owner's migrations to grant these roles and to change the roles' settings. Missing roles are ignored.
+    /// Since PostgreSQL 16, `CREATEROLE` does not apply to roles that another role has created.
     pub async fn allow_to_grant(&self, owner: &str, roles: &[&str]) -> Result<(), Error> {
         let mut connection = self.connect().await?;
         let not_grantable: Vec<String> = sqlx::query_scalar(
@@ -197,7 +197,7 @@ impl Server {
         self.execute(&not_grantable.iter().map(grant).collect::<Vec<_>>()).await
     }
 
-    /// Runs statements one by one as the administrator, in the server's main database.
+    /// Runs statements one by one as the administrator, in the database of the administrator's URL.
     pub(super) async fn execute(&self, statements: &[String]) -> Result<(), Error> {
         let mut connection = self.connect().await?;
         for statement in statements {
@@ -288,9 +288,10 @@ impl Server {
         Err(Error::NotRecovered(RECOVERY_DEADLINE))
     }
 
-    /// Promotes a standby to primary, and waits until it is the primary.
+    /// Promotes a standby to primary. Fails if the promotion is not complete within a minute.
     pub async fn promote(&self) -> Result<(), Error> {
-        self.execute(&["select pg_promote()".to_owned()]).await
+        let promote = "do $$ begin if not pg_promote() then raise 'the promotion timed out'; end if; end $$";
+        self.execute(&[promote.to_owned()]).await
     }
 
     /// Stops a server that this process has started. Any other server keeps running.
@@ -311,8 +312,8 @@ impl Server {
         self.cluster.ok_or(Error::NotStartedHere)?.stop_by(signal).await
     }
 
-    /// Opens a connection for one task. A connection is never stored, because a stored connection would end with the
-    /// runtime of the test that opened it.
+    /// Opens a connection for one task. A [`Server`] stores no connection, because a stored connection would end with
+    /// the runtime of the test that opened it.
     pub(super) async fn connect(&self) -> Result<PgConnection, Error> {
         Ok(PgConnection::connect(self.admin_url.as_str()).await?)
     }
@@ -340,7 +341,7 @@ impl Server {
         if is_ours { Presence::Ours } else { Presence::Foreign(comment) }
     }
 
-    /// Drops objects that killed test runs have left on the server.
+    /// Drops databases and roles that ended test runs have left on the server.
     async fn drop_stale(&self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         let mut connection = self.connect().await?;
         let databases: Vec<(String, Option<String>)> =

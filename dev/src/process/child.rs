@@ -22,8 +22,9 @@ use super::{
     watchdog::{StopMethod, Watchdog},
 };
 
-/// Environment variables that a child inherits, because programs require them to run. All other variables, such as a
-/// developer's `DATABASE_URL` or `RUST_LOG`, are removed, so that a child behaves identically on every machine.
+/// Environment variables that a child inherits, because programs require them to run, or to report backtraces and test
+/// coverage. All other variables, such as a developer's `DATABASE_URL` or `RUST_LOG`, are removed, so that a child
+/// behaves identically on every machine.
 const INHERITED_VARIABLES: [&str; 12] = [
     "PATH",
     "HOME",
@@ -57,7 +58,7 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Creates a launch with a minimal environment, which [`Launch::envs`] extends.
+    /// Creates a launch with a minimal environment, which [`Launch::env`] and [`Launch::envs`] extend.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(program);
         command.env_clear();
@@ -125,7 +126,8 @@ impl Launch {
         self
     }
 
-    /// Lets the child write to the log file directly. This process then captures no lines.
+    /// Lets the child write to the log file directly. This process then captures no lines. Without a log file, the
+    /// output is discarded.
     #[must_use]
     pub fn uncaptured(mut self) -> Self {
         self.capture = false;
@@ -212,7 +214,7 @@ fn watch_for_exit(
     }
 }
 
-/// The reason why [`Child::wait`] has no exit status.
+/// The reason why [`Child::wait`] or [`Child::stop`] returned no exit status.
 #[derive(Debug, thiserror::Error)]
 pub enum WaitError {
     #[error("process {pid} is still running after {} s", .waited.as_secs_f32())]

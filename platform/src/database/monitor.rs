@@ -4,8 +4,10 @@
 //! not take every replica out of rotation.
 //!
 //! The monitor also replaces TCP keepalive, which sqlx 0.9.0 does not set. If the monitor's connection no longer
-//! responds and a new connection can be opened, the server behind all open connections is lost. Then all open
-//! connections are retired, and statements in flight fail.
+//! responds and a new connection can be opened, the server behind all open connections is lost: it failed without
+//! closing them. The monitor then retires all open connections, so that the pool does not reuse them. Statements that
+//! are still in flight a second later fail. Open connections are also retired if a check fails, for example because
+//! their server is no longer a writable primary.
 use std::time::Duration;
 
 use sqlx::{PgConnection, migrate::Migrator};
@@ -24,7 +26,8 @@ use super::{
 /// Pause between two checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Timeout of the response to one check.
+/// Timeout of the response to one check, of reading the schema's state, and of each step of a replacement of the
+/// monitor's connection.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Additional time for the response to a check once a new connection is open. Opening a connection takes several round
@@ -44,7 +47,7 @@ const RECONNECT_TIME: Duration = Duration::from_millis(500);
 struct State {
     /// The reason why the database cannot be written to, if there is one.
     unavailable: Option<Unavailable>,
-    /// `None` if the schema's state could not be read.
+    /// The state of the schema, or `None` if the latest check did not read it.
     schema: Option<SchemaState>,
 }
 
@@ -53,8 +56,8 @@ struct State {
 pub struct Monitor(watch::Receiver<State>);
 
 impl Monitor {
-    /// Starts the monitor of `pool`, which runs until the pool is closed. Until the first check the database counts as
-    /// available, because the service has just connected to it.
+    /// Starts the monitor of `pool`. The monitor runs until the pool is closed. Until the first check the database
+    /// counts as available and its schema as current, because the service has just connected and checked the schema.
     pub(super) fn start(pool: Pool, migrations: &'static Migrator) -> Self {
         let state = State { unavailable: None, schema: Some(SchemaState::Current) };
         let (states, latest) = watch::channel(state);
@@ -65,14 +68,14 @@ impl Monitor {
     /// Returns `Ok` if a writable primary responded to the latest check.
     ///
     /// # Errors
-    /// The reason why no writable primary responded.
+    /// The reason why no writable primary responded, or [`Unavailable::Unreachable`] once the monitor has ended.
     pub fn available(&self) -> Result<(), Unavailable> {
         let ended = self.0.has_changed().is_err().then_some(Unavailable::Unreachable);
         self.0.borrow().unavailable.or(ended).map_or(Ok(()), Err)
     }
 
-    /// Returns the state of the schema, compared with the migrations of this binary, or `None` if the schema could not
-    /// be read.
+    /// Returns the state of the schema, compared with the migrations of this binary, or `None` if the latest check did
+    /// not read it.
     pub fn schema(&self) -> Option<SchemaState> {
         self.0.borrow().schema
     }
@@ -106,7 +109,8 @@ fn report_change(previous: Option<Unavailable>, unavailable: Option<Unavailable>
     }
 }
 
-/// Checks the database once. Returns the connection for the next check.
+/// Checks the database once. Retires the open connections if their server is lost, or if the check fails. Returns the
+/// connection for the next check, and the state of the database.
 async fn check_once(
     pool: &Pool,
     migrations: &Migrator,
@@ -173,7 +177,8 @@ async fn retire(pool: &Pool) {
     pool::close_idle(pool, |_| false).await;
 }
 
-/// Opens a new connection. If the attempt takes long, the database is reported as unreachable.
+/// Opens a new connection, and reads the schema's state. If the attempt takes longer than [`RECONNECT_TIME`], a
+/// database that was available is reported as unreachable before the attempt ends.
 async fn reconnect(
     url: &DatabaseUrl,
     migrations: &Migrator,
@@ -184,7 +189,7 @@ async fn reconnect(
         Ok(connected) => connected,
         Err(_elapsed) => {
             let unreachable = State { unavailable: Some(Unavailable::Unreachable), schema: None };
-            // An earlier reason is kept, because it is more specific.
+            // An earlier reason is kept, because it may be more specific.
             let previous = states.borrow().unavailable;
             if previous.is_none() {
                 report_change(previous, unreachable.unavailable);

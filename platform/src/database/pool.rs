@@ -1,9 +1,9 @@
 //! The connection pool, implemented with deadpool.
 //!
 //! sqlx's own pool pings each connection when it is returned. The ping adds a round trip to every statement, and no
-//! option disables it. In this module, a connection whose last statement completed is returned without a ping
-//! ([`super::Connection::release`]). Only the other connections are pinged. See
-//! `docs/decisions/11-a-pool-that-does-not-ping.md`.
+//! option disables it. With this pool, a connection whose last statement completed is returned without a ping
+//! ([`super::Connection::release`]). Other connections are pinged, or closed if they are broken or in a transaction.
+//! See `docs/decisions/11-a-pool-that-does-not-ping.md`.
 use std::{
     ops::{Deref, DerefMut},
     sync::atomic::{AtomicU64, Ordering},
@@ -16,9 +16,9 @@ use tokio::{sync::Semaphore, time::sleep};
 
 use super::{DatabaseUrl, url::is_retryable};
 
-/// Maximum lifetime of a connection. It limits the time for which the pool uses an old address, or one backend of a
-/// load balancer. Each lifetime is randomly shortened by up to a quarter, so that connections opened together are not
-/// closed together.
+/// Maximum lifetime of a connection. It limits the time for which the pool uses an outdated address of the database, or
+/// the same backend of a load balancer. Each lifetime is randomly shortened by up to a quarter, so that connections
+/// opened together are not closed together.
 const MAX_LIFETIME: Duration = Duration::from_mins(30);
 
 /// Time after which an idle connection is closed.
@@ -123,13 +123,14 @@ impl managed::Manager for Connector {
         if connection.is_current(metrics) {
             Ok(())
         } else {
-            Err(RecycleError::message("the connection is retired"))
+            Err(RecycleError::message("the connection is retired or past its lifetime"))
         }
     }
 }
 
-/// Creates an empty pool. The caller uses at most `max_connections` connections at once. Up to `max_connections`
-/// further connections may be waiting for the ping before their return to the pool.
+/// Creates an empty pool, and starts the task that closes its idle connections. The caller must use at most
+/// `max_connections` connections at a time, because deadpool's limit is higher. Up to `max_connections` further
+/// connections may be open while they are pinged before their return.
 ///
 /// The most recently returned connection is reused first. The caches of that connection are warm, and connections that
 /// are not needed reach [`IDLE_TIMEOUT`].
@@ -163,7 +164,8 @@ pub(super) async fn close_idle(pool: &Pool, is_unneeded: impl Fn(&Metrics) -> bo
     }
 }
 
-/// Returns a connection. Waits for a free one, and retries while the server is down or starting.
+/// Returns an idle or a new connection. Waits while the pool is full, and retries a failed connection attempt if a
+/// later attempt may succeed ([`is_retryable`]).
 pub(super) async fn get(pool: Pool) -> Result<PooledConnection, sqlx::Error> {
     let mut pause = Duration::from_millis(10);
     loop {

@@ -1,13 +1,13 @@
 //! The requirements on a database, which `migrate` checks before its first change.
 //!
 //! Without this check, migrations could fail halfway, and an operator would have to repair the database. Each unmet
-//! requirement is one sentence, and all of them are reported at once.
+//! requirement is one sentence, and all of them are reported together.
 use sqlx::PgConnection;
 
 /// The oldest supported major version of PostgreSQL.
 const MIN_MAJOR_VERSION: i32 = 15;
 
-/// The properties of a database on which the migrations depend.
+/// The properties of a database and its roles on which the migrations depend.
 #[derive(Debug, Clone, sqlx::FromRow)]
 #[expect(clippy::struct_excessive_bools, reason = "each check reads a value of its own")]
 struct DatabaseProperties {

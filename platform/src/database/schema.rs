@@ -26,7 +26,8 @@ impl Database {
     /// Compares the schema of the database with the migrations.
     ///
     /// # Errors
-    /// The statement failed. A missing or unreadable table of migrations is no error, and returns [`SchemaState::Older`].
+    /// The statement failed, or no connection was available. A missing or unreadable table of migrations is no error,
+    /// and returns [`SchemaState::Older`].
     pub async fn schema_state(&self, migrations: &Migrator) -> Result<SchemaState, sqlx::Error> {
         let mut connection = self.acquire().await?;
         let state = schema_state(&mut connection, migrations).await?;
@@ -35,7 +36,8 @@ impl Database {
     }
 }
 
-/// Compares the schema of the database with `migrations`. The monitor uses its own connection for this comparison.
+/// Compares the schema of the database with `migrations`, on the caller's connection. The monitor passes its own
+/// connection.
 ///
 /// # Errors
 /// The statement failed. A missing or unreadable table of migrations is no error, and returns [`SchemaState::Older`].

@@ -12,7 +12,7 @@ crate::groups! {
     database: Settings {
         /// URL of the database with the service's restricted role. Of several hosts (`a:5432,b:5433`), the first writable one is used.
         "DATABASE_URL" url: DatabaseUrl = database_url, required, secret;
-        /// URL of the database with its owner, for `migrate`, `MIGRATE_ON_START`, `audit export` and `after-restore`. Unset: `DATABASE_URL`.
+        /// URL of the database with the schema owner's role, for `migrate`, `MIGRATE_ON_START`, `audit export` and `after-restore`. Unset: `DATABASE_URL`.
         "DATABASE_MIGRATION_URL" migration_url: DatabaseUrl = database_url, optional, secret;
         /// Maximum number of connections in the pool.
         "DATABASE_MAX_CONNECTIONS" max_connections: NonZeroU32 = pool_size, default("16");

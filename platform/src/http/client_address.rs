@@ -3,8 +3,8 @@
 //! Any client can send `X-Forwarded-For: 10.0.0.1`. So the header is used only when the peer is a trusted proxy. The
 //! header is read from the right, because each proxy appends the address of its own peer. The first address that is not
 //! that of a trusted proxy is the client's address, because a trusted proxy wrote it. The elements to the left of that
-//! address come from the client and are ignored. The search stops at an element that is not an address, and returns the
-//! address to the right of that element.
+//! address come from the client and are ignored. The search stops at an element that is not an address. It then returns
+//! the address to the right of that element, or the peer's address if there is none.
 //!
 //! A proxy writes either `Forwarded` (RFC 7239) or `X-Forwarded-For`, and forwards the other header unchanged. So
 //! `FORWARDED_HEADER` names the one header that is read. If both were read, a client behind ingress-nginx or an AWS
@@ -47,7 +47,8 @@ pub fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Returns whether an address is in one of `networks`. IPv4 and IPv4-mapped IPv6 addresses are treated alike.
+/// Returns whether an address is in one of `networks`. An IPv4 address is also found in an IPv4-mapped IPv6 network.
+/// The caller must convert an IPv4-mapped address to IPv4 first.
 pub fn is_within(networks: &[IpNet], address: IpAddr) -> bool {
     let mapped = match address {
         IpAddr::V4(address) => Some(IpAddr::from(address.to_ipv6_mapped())),
@@ -60,7 +61,7 @@ pub fn is_within(networks: &[IpNet], address: IpAddr) -> bool {
 /// The header in which proxies that write `X-Forwarded-For` report the client's scheme.
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// One element of a forwarding header: the client of one hop.
+/// One element of a forwarding header: the peer of one proxy, as that proxy reports it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Hop {
     /// `None` if the element has no valid address.
@@ -261,7 +262,7 @@ mod tests {
             .collect()
     }
 
-    /// Returns the client of a request whose last header line was written by the proxy.
+    /// Returns the client's address for a request whose last header line was written by the proxy.
     fn client(peer: &str, lines: &[(&'static str, &str)]) -> String {
         let written = lines.last().map_or("x-forwarded-for", |(name, _)| name);
         proxies(written).client(peer.parse().unwrap(), &headers(lines)).address.to_string()

@@ -1,7 +1,7 @@
 //! Extractors whose rejections are [`Problem`]s.
 //!
-//! axum's own extractors reject in plain text. The extractors in this module replace axum's: `Json` and `Query` under
-//! the same names, and `Id` instead of `Path`.
+//! axum's own extractors reject in plain text. This module replaces them: `Json` and `Query` under the same names,
+//! `Path` by `Id`, and `Bytes` by the function [`read_bytes`].
 use std::{error::Error, iter, ops::Deref};
 
 use axum::{
@@ -47,8 +47,7 @@ pub(super) async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Re
 /// Reads the bytes of a body of any type.
 ///
 /// # Errors
-/// 413 if the body exceeds the limit that a layer of the route sets. 400 if the client does not send the whole body in
-/// time.
+/// 413 if the body exceeds the limit that a layer of the route sets. 400 if reading the body fails or times out.
 pub async fn read_bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
     Bytes::from_request(request, state).await.map_err(|rejection| {
         if rejection.status() == BODY_TOO_LARGE.status {
@@ -150,7 +149,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// A name in a query, such as a table's name: 1 to 63 lower-case letters, digits and `_`.
+/// A name in a query string, such as a table's name: 1 to 63 lower-case letters, digits and `_`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Identifier(String);

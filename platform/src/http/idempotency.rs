@@ -4,12 +4,12 @@
 //! transaction claimed the key, a crash between the two transactions would leave a used key without a change. If a
 //! later transaction claimed the key, a concurrent duplicate could make the change again.
 //!
-//! Handlers check authentication, role and ownership first, so that no caller can replay another caller's response.
-//! A used key takes precedence over every other check, so that a replay is sent even if validation would now reject the
-//! request.
+//! Handlers check authentication, role and ownership first, so that no caller can replay another caller's response. A
+//! used key takes precedence over the validation of the JSON body and over every later check. So a replay is sent even
+//! if one of these would now reject the request.
 //!
-//! A replay is the first response, byte for byte. For work that has no stored response yet, because another service
-//! has not responded, see [`Previous`].
+//! A replay has the status and the body of the stored response, byte for byte. For work that has no stored response
+//! yet, because another service has not responded, see [`Previous`].
 use std::time::Duration;
 
 use axum::{
@@ -94,9 +94,9 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
 
 /// The SHA-256 of a request's method, path and body. It detects a different request with the same key.
 ///
-/// The hash covers the body as received, not the types that it is parsed into. So each field changes the hash, even if
-/// this release ignores the field, or parses it differently from the previous release. JSON object keys are sorted, and
-/// white space is ignored.
+/// The hash covers every value of the JSON body, not the types that the body is parsed into. So each field changes the
+/// hash, even if this release ignores the field, or parses it differently from the previous release. JSON object keys
+/// are sorted, and white space is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
 
@@ -135,8 +135,8 @@ fn sorted(value: &Value) -> Value {
 
 /// A request that must take effect once: its key, its fingerprint, and its body.
 ///
-/// An invalid body does not reject the request immediately. Handlers look up the key before they return the problem, so
-/// that an accepted request is replayed even if the validation rules have changed.
+/// A JSON body with invalid fields does not reject the request immediately. Handlers look up the key before they return
+/// the problem, so that an accepted request is replayed even if the validation rules have changed.
 #[derive(Debug)]
 pub struct IdempotentRequest<T> {
     /// The client's key.
@@ -161,7 +161,7 @@ impl<T: DeserializeOwned + Validate, S: Send + Sync> FromRequest<S> for Idempote
     }
 }
 
-/// The claim of an idempotency key: the parameters of the SQL function `claim_idempotency_key`.
+/// The claim of an idempotency key: the first three parameters of the SQL function `claim_idempotency_key`.
 #[derive(Debug, Clone)]
 pub struct Claim {
     /// The caller's id, or the name of a service that authenticates by a signature.
@@ -268,7 +268,8 @@ pub enum Change {
     /// The change is committed, together with its response. The fields are the id of the created resource and the
     /// response.
     Made(Uuid, StoredResponse),
-    /// Nothing was changed. Either the key is already claimed, or the request is rejected with this problem.
+    /// Nothing was changed, because the request is rejected with this problem, or because the key is already claimed.
+    /// For a claimed key, [`run`] replays the stored response instead of this problem.
     Rejected(Problem),
 }
 
@@ -276,12 +277,12 @@ pub enum Change {
 /// key.
 ///
 /// `change` claims the key in the transaction that makes the change, so a first request needs no lookup. The key is
-/// looked up only after a rejection. So a replay is sent even if the body is invalid, or if a check now rejects the
-/// request. `location` returns the path of the created resource.
+/// looked up after every [`Change::Rejected`] and every invalid body. So a replay is sent even if the body is invalid,
+/// or if a check now rejects the request. `location` returns the path of the created resource.
 ///
 /// # Errors
 /// The rejection, if no earlier request has a response. 422 if the key belongs to another request. 409 if the first
-/// request with the key is still in flight.
+/// request with the key is still in flight. The error of `change`, or 503 or 500 if the lookup fails.
 pub async fn run<T>(
     database: &Database,
     user_id: Uuid,
@@ -357,7 +358,8 @@ pub async fn release(database: &Database, resource_id: Uuid) -> Result<(), sqlx:
     Ok(())
 }
 
-/// Deletes one batch of expired responses, and returns their number. Keys whose work is incomplete are kept.
+/// Deletes one batch of keys whose retention has expired, with their responses, and returns the number of keys. Keys
+/// whose work is incomplete are kept.
 pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
     let statement = sqlx::query!(
         r#"

@@ -1,4 +1,5 @@
-//! Inbound HTTP: the listener, middleware, request extractors and problem responses.
+//! Inbound HTTP: the listener and its settings, middleware, request extractors, idempotency keys, pagination,
+//! timestamps and problem responses.
 pub mod accept;
 pub mod client_address;
 pub mod extract;

@@ -27,7 +27,7 @@ pub trait Key: Copy {
     /// Returns the key as bytes.
     fn write(self) -> Vec<u8>;
 
-    /// Parses the bytes that [`Self::write`] returned. Returns `None` for any other bytes.
+    /// Parses the bytes that [`Self::write`] returned. Returns `None` for bytes that encode no key.
     fn read(bytes: &[u8]) -> Option<Self>;
 }
 
@@ -65,7 +65,7 @@ pub struct PageRequest<K = Uuid> {
 }
 
 impl PageQuery {
-    /// Builds the page query of a list that also has filters.
+    /// Builds the page query from two fields of a query string that also has filters.
     pub fn new(limit: Option<i64>, cursor: Option<String>) -> Self {
         Self { limit, cursor }
     }

@@ -1,4 +1,5 @@
-//! Observability of every request: its correlation id, a span, the `http_*` metrics, and one access log line.
+//! Observability of every request to the API: its correlation id, a span, the `http_*` metrics, and one access log
+//! line.
 //!
 //! This middleware wraps every layer that can reject a request, so rejections are recorded like other responses.
 //! Metric labels are the matched route and a known method, never text from the client. Otherwise a client could
@@ -42,8 +43,8 @@ const UNMATCHED: &str = "unmatched";
 /// Maximum length, in bytes, of recorded text that the client chose.
 const MAX_TEXT_BYTES: usize = 256;
 
-/// Creates the series of a route before the first scrape: for its success status, and for the failures that alert
-/// rules use.
+/// Creates the series of a route before the first scrape: its duration, its success status, and the failure statuses
+/// that alert rules use.
 pub fn declare_series(method: &Method, route: &str, success: StatusCode) {
     let method = label(method);
     let failures =
@@ -65,8 +66,8 @@ pub async fn record_request(request: Request, next: Next) -> Response {
     response
 }
 
-/// A request in flight. If it is dropped before it has a response, it is recorded as abandoned by its client, or as
-/// panicked.
+/// A request in flight, which is recorded when this value is dropped. A request without a response is recorded as
+/// abandoned by its client, or as panicked.
 struct Exchange {
     started: Instant,
     method: &'static str,
@@ -170,7 +171,7 @@ impl Drop for Exchange {
         // Observed inside the span, because the histogram stores the span's trace as an exemplar.
         self.span.in_scope(|| DURATION.observe(&[self.method, route], elapsed));
 
-        // Signed, because the OpenTelemetry bridge exports unsigned numbers as strings.
+        // The status is signed, because the OpenTelemetry bridge exports unsigned numbers as strings.
         self.span.record("http.response.status_code", i64::from(status.as_u16()));
         if status.is_server_error() {
             self.span.record("otel.status_code", "error");
@@ -196,7 +197,7 @@ impl Drop for Exchange {
     }
 }
 
-/// Returns the host and port that the client addressed: `:authority` on HTTP/2, otherwise `Host`.
+/// Returns the host and port that the client addressed: those of the URI (`:authority` on HTTP/2), otherwise `Host`.
 fn server(request: &Request) -> Option<Authority> {
     let host = || request.headers().get(header::HOST)?.to_str().ok()?.parse().ok();
     request.uri().authority().cloned().or_else(host)
@@ -208,8 +209,8 @@ fn address(server: &Authority) -> &str {
     shortened(host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host))
 }
 
-/// Returns the port, or the default of the scheme. Signed, because the OpenTelemetry bridge exports unsigned numbers as
-/// strings.
+/// Returns the port, or the default of the scheme. The number is signed, because the OpenTelemetry bridge exports
+/// unsigned numbers as strings.
 fn port(server: &Authority, scheme: &str) -> i64 {
     server.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 }).into()
 }
@@ -237,7 +238,7 @@ fn label(method: &Method) -> &'static str {
     }
 }
 
-/// The span's name: `GET /v1/things/{id}`, or the method alone if no route matched.
+/// The span's name: `GET /v1/things/{id}`, or the method alone if no route matched. `HTTP` replaces an unknown method.
 struct Name<'a> {
     method: &'static str,
     route: Option<&'a str>,

@@ -1,4 +1,4 @@
-//! Settings of the two listeners.
+//! Settings of the API listener and the operations listener.
 use std::{net::SocketAddr, time::Duration};
 
 use axum::http::{HeaderName, HeaderValue};
@@ -30,7 +30,7 @@ crate::groups! {
         "MAX_REQUESTS_IN_FLIGHT" max_requests_in_flight: usize = positive, default("512");
         /// Maximum number of requests of one address in flight. More are rejected with 429. 0 is off.
         "MAX_REQUESTS_IN_FLIGHT_PER_ADDRESS" max_requests_in_flight_per_address: usize = count, default("256");
-        /// Maximum number of open connections of the API listener. More wait in the kernel.
+        /// Maximum number of open connections of each listener. More wait in the kernel.
         "MAX_CONNECTIONS" max_connections: usize = positive, default("10000");
         /// Maximum number of open connections of one address outside of `TRUSTED_PROXIES`. More are closed. 0 is off.
         "MAX_CONNECTIONS_PER_ADDRESS" max_connections_per_address: usize = count, default("1000");

@@ -1,4 +1,5 @@
-//! The operations listener: probes, metrics and the log level. The listener must never be exposed to the public.
+//! The operations listener: probes, the health report, metrics and the log level. The listener must never be exposed to
+//! the public.
 pub mod health;
 pub mod log_level;
 
@@ -62,7 +63,8 @@ async fn ready(State(health): State<Health>) -> Response {
     (status, Json(readiness)).into_response()
 }
 
-/// Returns the health report, always with 200. The report is for operators. Load balancers use `/readyz`.
+/// Returns the health report, with 200 even if a check failed. The report is for operators. Load balancers use
+/// `/readyz`.
 async fn report(State(health): State<Health>) -> Json<health::Report> {
     Json(health.report().await)
 }

@@ -1,4 +1,4 @@
-//! Crash points: places in the code where a test can end the process, to verify that a crash at this place loses
+//! Crash points: places in the code where a test can end the process or panic, to verify that a crash there loses
 //! nothing.
 //!
 //! Each crash point is between two steps of work that must not be lost. If `CRASH_AT` names the crash point, the

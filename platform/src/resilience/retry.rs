@@ -51,8 +51,8 @@ pub struct Budget {
 const RETRY_COST: u32 = 100;
 
 impl Budget {
-    /// Creates a budget of `percent` retries per 100 calls. After a time without retries, `reserve` retries are allowed
-    /// at once.
+    /// Creates a budget of `percent` retries per 100 calls. The balance starts with `reserve` retries, and never
+    /// exceeds them.
     pub const fn new(percent: u32, reserve: u32) -> Self {
         let capacity = reserve.saturating_mul(RETRY_COST);
         Self { percent, capacity, balance: AtomicU32::new(capacity) }

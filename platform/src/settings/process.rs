@@ -1,4 +1,4 @@
-//! The setting `APP_ENV`, on which defaults of other settings depend.
+//! The setting `APP_ENV`, on which defaults and checks of other settings depend.
 use super::values::environment;
 
 /// The environment that the process runs in.

@@ -1,16 +1,16 @@
-//! The implementation of the settings tables: the sources of values, and the collection of mistakes.
+//! The reader of settings, which collects mistakes, and the macros that declare settings.
 use std::{collections::BTreeMap, fmt};
 
-/// One row of the table of settings.
+/// One setting: a row of a declaration with [`groups!`](crate::groups).
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
     /// The environment variable.
     pub name: &'static str,
-    /// The meaning, with its unit: the doc comment in the table.
+    /// The meaning, with its unit: the doc comment of the row.
     pub meaning: &'static str,
     /// The group of the setting.
     pub group: &'static str,
-    /// The default. `None` if a default would be unsafe, or if unset means "none".
+    /// The default. `None` if the row is `required` or `optional`.
     pub default: Option<&'static str>,
     /// `true` if the service does not start without it.
     pub required: bool,
@@ -36,8 +36,8 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Creates a reader of `source`, in which flags override the environment. An empty value counts as unset, because
-    /// shells and compose files pass a variable without a value as an empty one.
+    /// Creates a reader of `source`, which returns the text of a setting by its name. An empty value counts as unset,
+    /// because shells and compose files pass a variable without a value as an empty one.
     pub fn new(source: impl Fn(&str) -> Option<String> + 'static) -> Self {
         let source = Box::new(move |name: &str| source(name).filter(|value| !value.trim().is_empty()));
         Self { source, mistakes: BTreeMap::new() }
@@ -57,7 +57,7 @@ impl Reader {
     /// Reads the settings with `read`, and returns the result of `read` if there are no mistakes.
     ///
     /// # Errors
-    /// All mistakes, together.
+    /// At least one setting is missing or invalid. The error contains all mistakes.
     pub fn finish<T>(mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Result<T, Mistakes> {
         match read(&mut self) {
             Some(value) if self.mistakes.is_empty() => Ok(value),
@@ -117,8 +117,8 @@ impl fmt::Display for Mistakes {
     }
 }
 
-/// Declares groups of settings: for each group, a struct that reads itself, and the group's rows of the table of
-/// settings.
+/// Declares groups of settings. For each group, the macro generates a struct with a function that reads it, and a list
+/// of the group's settings.
 ///
 /// The syntax of a row is `"NAME" field: Type = parser, default("text") | required | optional [, secret | no_flag];`
 #[macro_export]
@@ -130,7 +130,7 @@ macro_rules! groups {
         pub struct $Group { $($(#[doc = $doc])* pub $field: $crate::groups!(@type $kind $type),)* }
 
         impl $Group {
-            /// The rows of this group, in the order of the table.
+            /// The settings of this group, in the order of their rows.
             pub const SETTINGS: &'static [$crate::settings::Setting] = &[$($crate::settings::Setting {
                 name: $name,
                 meaning: concat!($($doc),*),
@@ -141,12 +141,12 @@ macro_rules! groups {
                 has_flag: $crate::groups!(@flag $($mark)?),
             },)*];
 
-            /// Returns the rows of this group, in the order of the table.
+            /// Returns the settings of this group, in the order of their rows.
             pub fn settings() -> impl Iterator<Item = &'static $crate::settings::Setting> {
                 Self::SETTINGS.iter()
             }
 
-            /// Reads this group alone, for commands that require no other group.
+            /// Reads this group. Commands that need only a few groups read each of them.
             pub fn read(reader: &mut $crate::settings::Reader) -> Option<Self> {
                 $(let $field = reader.$kind($name, $parser $(, $default)?);)*
                 Some(Self { $($field: $field?,)* })
@@ -173,12 +173,13 @@ macro_rules! settings {
         pub struct $Settings { $($(#[doc = $about])* pub $group: $Group,)* }
 
         impl $Settings {
-            /// Returns the rows of every group, in the order of the table.
+            /// Returns the settings of every group, in the order of the groups and their rows.
             pub fn settings() -> impl Iterator<Item = &'static $crate::settings::Setting> {
                 std::iter::empty()$(.chain(<$Group>::settings()))*
             }
 
-            /// Reads every group before it returns the first failure, so that every mistake is reported.
+            /// Reads every group, even if a group before it has a mistake, so that the mistakes of all groups are
+            /// reported.
             pub fn read(reader: &mut $crate::settings::Reader) -> Option<Self> {
                 $(let $group = <$Group>::read(reader);)*
                 Some(Self { $($group: $group?,)* })

@@ -75,7 +75,7 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Parses a duration that must not be zero.
+/// Parses a number of seconds that must not be zero.
 pub fn positive_seconds(text: &str) -> Result<Duration, String> {
     positive::<std::num::NonZeroU64>(text)?;
     seconds(text)

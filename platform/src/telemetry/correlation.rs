@@ -1,8 +1,8 @@
-//! The context of the current work: the request or the worker's run, and the user.
+//! The context of the current work: the request or the worker's unit of work, and the user.
 //!
 //! The context belongs to the task, not to a span. Log lines, audit events, problem bodies and outbound calls all read
-//! the context, so none of them depends on the spans that the log level enables. A spawned task does not inherit the
-//! context: its future must be wrapped with [`Context::scope`].
+//! the context, so they contain its ids even if no span is enabled. A spawned task does not inherit the context: its
+//! future must be wrapped with [`Context::scope`].
 use std::{
     fmt,
     net::IpAddr,
@@ -46,7 +46,7 @@ impl fmt::Display for CorrelationId {
     }
 }
 
-/// The context of one request or one run of a worker, and the authenticated user. Cheap to clone.
+/// The context of one request or of a worker's unit of work, and the authenticated user. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Context(Arc<Inner>);
 
@@ -74,8 +74,8 @@ impl Context {
         Self::new(correlation_id, Some(path.into()), client_address)
     }
 
-    /// Returns the context of work outside of a request, such as a worker's run. For work that an earlier request
-    /// began, callers pass the correlation id of that request.
+    /// Returns the context of work outside of a request, such as a worker's unit of work. For work that an earlier
+    /// request began, callers pass the correlation id of that request.
     pub fn for_work(correlation_id: CorrelationId) -> Self {
         Self::new(correlation_id, None, None)
     }
@@ -95,7 +95,7 @@ impl Context {
         self.0.request_id
     }
 
-    /// Returns the path of the request, without its query.
+    /// Returns the path of the request, without its query. Work outside of a request has none.
     pub fn path(&self) -> Option<&str> {
         self.0.path.as_deref()
     }

@@ -1,8 +1,8 @@
 //! Logs, traces, metrics, and the correlation between them.
 //!
-//! [`init`] sets up everything once, before any other code runs. [`Telemetry::flush`] ends telemetry, after all other
-//! code. In between, all code can log, open spans and update metrics without a handle. The context of the task adds the
-//! ids of the request and the user to log lines.
+//! [`init`] sets up everything once, before the service starts. [`Telemetry::flush`] ends telemetry, after the service
+//! has stopped. In between, all code can log, open spans and update metrics without a handle. The context of the task
+//! adds the ids of the request and the user to log lines.
 pub mod correlation;
 mod current_span;
 pub mod logs;
@@ -37,10 +37,10 @@ pub enum InitError {
     /// The filter is invalid.
     #[error("RUST_LOG is not a log filter: {0}")]
     Filter(String),
-    /// The logs cannot be opened.
+    /// The log sinks cannot be opened, or the export of log records cannot be set up.
     #[error(transparent)]
     Logs(#[from] logs::LogsError),
-    /// An exporter cannot be built.
+    /// The export of spans cannot be set up.
     #[error(transparent)]
     Export(#[from] otlp::ExportError),
     /// There is no Tokio runtime, which the exporters need.
@@ -62,8 +62,8 @@ pub struct Telemetry {
 /// Sets up logs, traces and metrics for the whole process.
 ///
 /// # Errors
-/// A setting cannot be applied: an invalid filter, a directory that is not writable, or an unknown protocol. Or there
-/// is no Tokio runtime, or telemetry is already initialized.
+/// A setting cannot be applied, such as an invalid filter, a directory that is not writable, or an unknown protocol. Or
+/// there is no Tokio runtime, or telemetry is already initialized.
 pub fn init(process: &Process, logs: &Logs, opentelemetry: &OpenTelemetry) -> Result<Telemetry, InitError> {
     let runtime = Handle::try_current().map_err(|_| InitError::NoRuntime)?;
     let service = otlp::service_name(opentelemetry);
@@ -142,7 +142,8 @@ impl Telemetry {
     /// lines are lost, so callers must call this function last.
     ///
     /// Both exports run concurrently. Each gets the whole time, except the time that is reserved for writing log lines.
-    /// Spans and records that the collector has not accepted by then are lost, counted and logged.
+    /// Spans and records that the collector has not accepted by then are lost. They are counted, and their numbers are
+    /// logged.
     pub async fn flush(self, deadline: Instant) {
         /// Maximum time for the threads that write log lines.
         const WRITE_TIMEOUT: Duration = Duration::from_millis(1_200);
@@ -157,7 +158,7 @@ impl Telemetry {
                     scope.spawn(move || records.finish(timeout));
                 }
                 if let Some(spans) = spans {
-                    // The processor logs the spans that are lost.
+                    // The processor logs the number of lost spans.
                     let _lost = spans.shutdown_with_timeout(timeout);
                 }
             });

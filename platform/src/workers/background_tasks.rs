@@ -7,12 +7,12 @@ use tokio_util::task::TaskTracker;
 
 use super::spawn_in_current_context;
 
-/// Work that must finish even if its caller disconnects. Cheap to clone.
+/// The set of tasks whose work must finish even if the client disconnects. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct BackgroundTasks(TaskTracker);
 
 impl BackgroundTasks {
-    /// Returns an empty set of tracked work.
+    /// Returns an empty set of tasks.
     pub fn new() -> Self {
         Self::default()
     }
@@ -26,9 +26,9 @@ impl BackgroundTasks {
         spawn_in_current_context(self.0.track_future(work))
     }
 
-    /// Waits until all work has finished. Returns the number of tasks that were still running at the deadline.
+    /// Waits until all work has finished, or until `deadline`. Returns the number of tasks that still run then.
     ///
-    /// Must be called when no new work can start any more. This function does not wait for later work, which might
+    /// Must be called when no new work can start any more. Work that starts after this function has returned might
     /// still run when the process ends.
     pub async fn drain(&self, deadline: Instant) -> usize {
         self.0.close();

@@ -1,9 +1,9 @@
 //! The gateway key: the idempotency key, and also the reference, of a payment or refund at the gateway.
 //!
-//! The key is derived from data that the client repeats: the caller, the `Idempotency-Key`, and the request's
-//! fingerprint (method, path and body). A retry therefore has the same key even if the database has lost the payment,
-//! for example after a restore, and the gateway charges once. With a random key, the gateway would charge a second
-//! time.
+//! The key is derived from data that the client repeats in each retry: the caller, the `Idempotency-Key`, and the
+//! request's fingerprint (method, path and body). A retry therefore has the same key even if the database has lost the
+//! payment, for example after a restore, and the gateway charges once. With a random key, the gateway would charge a
+//! second time.
 use platform::http::idempotency::Claim;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};

@@ -1,12 +1,12 @@
 //! Payments and refunds. A payment is charged at most once, and a refund is paid out at most once.
 //!
-//! Five rules, each of which prevents a known cause of double charges:
+//! Five rules prevent double charges, long locks and deadlocks:
 //!
 //! - A payment is stored as `processing`, with the exact request, **before** the gateway is called. Only a certain
 //!   outcome changes that status, and a timeout is not a certain outcome.
-//! - The payment's idempotency key at the gateway is derived from data that the client repeats ([`gateway_key`]). A
-//!   retry by the client therefore never charges again, even if the database has lost the payment.
-//! - No transaction and no row lock is open during a call to the gateway.
+//! - The payment's idempotency key at the gateway is derived from data that the client repeats in each retry
+//!   ([`gateway_key`]). A retry therefore never charges again, even if the database has lost the payment.
+//! - No transaction is open and no row lock is held during a call to the gateway.
 //! - The client's request, recovery, reconciliation, webhooks and operators all settle through one module,
 //!   [`settlement`]. The settling statement requires that the payment is still `processing`, so only one of them
 //!   settles the payment, and the others read the result.
@@ -49,7 +49,7 @@ use self::reconciliation::{Finding, FindingState};
 pub use self::routes::routes;
 pub use self::settings::Settings;
 
-/// Creates the metric series of payments and of the gateway's client.
+/// Creates the metric series of payments, of the gateway's client and of reconciliation.
 pub fn initialize_metrics() {
     gateway::initialize_metrics();
     metrics::initialize();
@@ -64,7 +64,7 @@ struct Inner {
     database: Database,
     gateway: Gateway,
     alerts: Alerts,
-    /// Runs the tasks that move money, which continue after the caller has disconnected.
+    /// Runs the tasks that continue after the caller has disconnected: charges, refunds, and the delivery of alerts.
     background_tasks: BackgroundTasks,
     /// One verifier for each webhook secret. There are several secrets during a rotation.
     webhooks: Vec<standardwebhooks::Webhook>,
@@ -78,7 +78,7 @@ struct Inner {
     park_after: std::time::Duration,
 }
 
-/// Error of starting payments.
+/// Error of [`Payments::start`].
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The gateway's client could not be created.
@@ -90,8 +90,8 @@ pub enum StartError {
 }
 
 impl Payments {
-    /// Creates the state of payments. At most `max_waiting` requests wait for the gateway at once, so that a slow
-    /// gateway cannot starve the other routes.
+    /// Creates the state of payments. At most `max_waiting` requests wait for the gateway at the same time, so that a
+    /// slow gateway cannot starve the other routes.
     ///
     /// # Errors
     /// If the gateway's client cannot be created, or a webhook secret cannot be decoded.

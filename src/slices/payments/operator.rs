@@ -21,9 +21,9 @@ use super::{
 /// The result of ending a payment or refund.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndResult {
-    /// The payment has failed.
+    /// The payment now has the status `failed`.
     Payment,
-    /// The refund has failed.
+    /// The refund now has the status `failed`.
     Refund,
     /// The payment or refund was settled before, with this status.
     Settled(&'static str),

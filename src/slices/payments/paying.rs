@@ -1,14 +1,16 @@
-//! Paying an order: two transactions around one call to the gateway (after Brandur Leach's "atomic phases").
+//! Paying an order: two transactions with the call to the gateway between them (as in Brandur Leach's "atomic phases").
 //!
-//! 1. One statement claims the key, reserves the order, and stores the payment as `processing` with its first lease.
+//! 1. One statement claims the idempotency key, reserves the order, and stores the payment as `processing` with its
+//!    first lease.
 //! 2. The gateway is called under the payment's gateway key. The call is retried if a retry may help and time is left.
 //! 3. If the outcome is known, one transaction settles the payment and stores the response.
 //!
 //! If the outcome is unknown, the payment stays `processing`, the response is 202, and recovery takes over. From
 //! step 1 on, the work runs in a separate task, so that neither a disconnect nor a deadline abandons a charge.
 //!
-//! As in [`idempotency::run`], the first statement claims the key, so no lookup of the key precedes it. The key is looked
-//! up only if a check rejects the request, or if the first statement begins nothing. There are two differences:
+//! As in [`idempotency::run`], the first statement claims the key, so no lookup of the key precedes it. The key is
+//! looked up only if a check rejects the request, or if the first statement begins no payment. There are two
+//! differences from [`idempotency::run`]:
 //!
 //! - An earlier request may have no response yet. The payment's current state is then the replay.
 //! - The response of an earlier request may be deleted already. The payment is then found by its gateway key, and
@@ -128,19 +130,21 @@ impl Payments {
         };
         crash::point("payment.beginning");
         let Some(payment) = payments::begin(&self.0.database, &draft).await? else {
-            // An earlier request with the same key began the payment, or a concurrent request claimed the order.
-            tracing::info!(%order_id, "no payment was begun: its order or its key is taken");
+            // An earlier request with the same key began a payment, or a concurrent request paid, cancelled or reserved
+            // the order.
+            tracing::info!(%order_id, "no payment was begun: the order or the key is taken");
             return self.replay_or(PaymentError::OrderTaken, &claim).await;
         };
         crash::point("payment.begun");
-        // Sending fails if the request's deadline has passed. The payment continues without a receiver.
+        // Sending fails if the request's deadline has passed or the client has disconnected. The payment continues
+        // without a receiver.
         let _deadline_passed = begun_sender.send(payment.clone());
         let payment = self.charge(payment, gateway_key, &gateway_request, permit).await?;
         Ok(responses::of_payment(&payment)?)
     }
 
-    /// Calls the gateway until the outcome is known, a retry cannot help, or the time limit of all calls together is
-    /// reached.
+    /// Calls the gateway until the outcome is known, no retry is allowed, or the time limit of all calls together is
+    /// reached. Then settles the payment, or leaves it to recovery.
     async fn charge(
         &self,
         payment: Payment,
@@ -225,8 +229,9 @@ impl Payments {
         Ok(payment)
     }
 
-    /// Leaves the payment to recovery: the next poll is due after one recovery interval. Also ends the lease of the
-    /// idempotency key, so that a retry by the client gets the payment's current state instead of a 409.
+    /// Leaves the payment to recovery, whose next poll is due after one recovery interval. Counts `reason` in
+    /// `payment_failures_total`. Also ends the lease of the idempotency key, so that a retry by the client gets the
+    /// payment's current state instead of a 409.
     async fn leave_to_recovery(
         &self,
         payment: Payment,

@@ -4,7 +4,8 @@ use platform::http::problem::{FieldError, Problem};
 use super::errors::PaymentError;
 
 platform::problem_kinds! {
-    /// The webhook's signature is missing, wrong, or older than five minutes.
+    /// The webhook's id, timestamp or signature is missing or invalid, or the timestamp is off by more than five
+    /// minutes.
     BAD_SIGNATURE = BAD_REQUEST "bad-signature" "Invalid signature";
 }
 

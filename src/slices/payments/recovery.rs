@@ -1,4 +1,5 @@
-//! Recovery: polls the gateway for each payment and refund whose outcome is unknown, until the outcome is certain.
+//! Recovery: polls the gateway for each payment and refund whose outcome is unknown, until the outcome is certain. A
+//! charge or refund that the gateway does not have is resent, as long as [`NextStep`] allows it.
 //!
 //! Any number of replicas may run recovery. A lease, taken by a committed update, keeps two replicas from polling for
 //! the same payment at the same time. The lease only distributes the work: even without it, the gateway's idempotency
@@ -34,12 +35,13 @@ use super::{
     },
 };
 
-/// Maximum number of payments, and also of refunds, that one replica leases at once. The replica polls for all of them
-/// concurrently, and each poll has a timeout that is shorter than the lease.
+/// Maximum number of payments, and also of refunds, that one replica leases in one run. The replica polls for all of
+/// them concurrently, and each poll has a timeout that is shorter than the lease.
 const BATCH: i64 = 16;
 
 /// Maximum pause between two polls for a payment or refund, also while it needs review. A longer recovery interval
-/// takes precedence. With this pause, every payment is settled within a minute after an outage of the gateway.
+/// takes precedence. With this pause, recovery usually settles a payment within a minute after an outage of the
+/// gateway.
 const MAX_PAUSE: Duration = Duration::from_secs(20);
 
 /// The result of polling for one payment or refund.
@@ -80,7 +82,7 @@ pub async fn recover(payments: Payments) -> Result<Progress, sqlx::Error> {
     payments.alert_discrepancies();
     while let Some(polled) = polls.join_next().await {
         if let Err(panic) = polled {
-            // The panic's own log line has the correlation id of the payment.
+            // The panic's own log line has the correlation id of the payment or refund.
             tracing::error!(
                 error = &panic as &dyn std::error::Error,
                 "recovery of a payment or refund panicked"
@@ -117,8 +119,9 @@ impl Payments {
         }
     }
 
-    /// Evaluates the result of a poll: returns whether the payment or refund needs review, or `None` if it is settled.
-    /// Records a discrepancy if the outcome has been unknown for `PAYMENT_PARK_AFTER_SECONDS`.
+    /// Evaluates the result of a poll: returns whether to mark the payment or refund for review, or `None` if it is
+    /// settled. Records a discrepancy if the outcome has been unknown for `PAYMENT_PARK_AFTER_SECONDS` and no earlier
+    /// poll has marked the payment or refund.
     ///
     /// A failed poll counts as an unknown outcome. Otherwise a permanent error would prevent the review of the payment
     /// or refund.
@@ -256,7 +259,7 @@ impl Payments {
         match checked {
             Ok(settlement) => {
                 let settled = self.settle(payment.id, payment.order_id, settlement).await?;
-                // The charge has settled another payment, so it cannot settle this one.
+                // If the payment is still `processing`, its charge has settled another payment.
                 let rejected = settled.status == PaymentStatus::Processing;
                 Ok(if rejected { PollResult::NeedsReview } else { PollResult::Settled })
             }
@@ -282,8 +285,9 @@ impl Payments {
         }
     }
 
-    /// Polls for a refund's outcome. If the gateway has no refund, recovery resends the request as long as the gateway
-    /// keeps the idempotency key. Unlike for a charge, an empty list never proves that nothing was refunded.
+    /// Polls for a refund's outcome. If the gateway has no refund, recovery resends the request until shortly before
+    /// the gateway deletes the idempotency key. Unlike for a charge, an empty list never proves that nothing was
+    /// refunded.
     #[instrument(name = "recover refund", skip_all, fields(refund_id = %refund.id))]
     async fn poll_refund(&self, refund: &RefundToSend) -> Result<PollResult, PaymentError> {
         traces::link(&Span::current(), refund.trace_parent.as_deref());

@@ -110,14 +110,15 @@ impl Payments {
             return self.replay_refund_or(PaymentError::RefundableTaken, &claim).await;
         };
         crash::point("refund.begun");
-        // Sending fails if the request's deadline has passed. The refund continues without a receiver.
+        // Sending fails if the request's deadline has passed or the client has disconnected. The refund continues
+        // without a receiver.
         let _deadline_passed = begun_sender.send(refund);
         let found = self.reload_refund(id).await?;
         Ok(responses::of_refund(&self.send_refund(&found.open, permit).await?)?)
     }
 
-    /// Calls the gateway until the outcome is certain, no retry is allowed, or the time limit of one request is
-    /// reached.
+    /// Calls the gateway until the outcome is known, no retry is allowed, or the time limit of all calls together is
+    /// reached. Then settles the refund, or leaves it to recovery.
     async fn send_refund(&self, open: &RefundToSend, permit: Permit) -> Result<Refund, PaymentError> {
         let until = Instant::now() + self.0.gateway.timeout();
         let mut calls = 1;
@@ -216,7 +217,7 @@ fn amount_to_refund(found: &PaymentRecord, amount: Option<i64>) -> Result<i64, P
 mod tests {
     use super::*;
 
-    /// Returns a payment of 100, of which this amount is left to refund.
+    /// Returns a payment of 100 minor units, of which `left` are refundable.
     fn payment(status: PaymentStatus, left: i64) -> PaymentRecord {
         PaymentRecord { refundable_amount: left, ..PaymentRecord::example(status) }
     }

@@ -1,4 +1,4 @@
-//! Routes that pay orders, refund payments, and receive the gateway's webhooks.
+//! Routes that pay orders, show and refund payments, and receive the gateway's webhooks.
 use axum::{
     Extension, Json as JsonBody,
     extract::{Request, State},

@@ -40,7 +40,7 @@ platform::groups! {
         "PAYMENT_RECOVERY_INTERVAL_SECONDS" recovery_interval: Duration = seconds, default("5");
         /// Interval at which the gateway's newest charges and refunds are compared with the payments, in seconds. The last 48 hours are compared every hour.
         "PAYMENT_RECONCILIATION_INTERVAL_SECONDS" reconciliation_interval: Duration = seconds, default("15");
-        /// Age at which a payment of unknown outcome needs review and raises an alert, in seconds. The outcome is never guessed.
+        /// Age at which a payment or refund of unknown outcome needs review and raises an alert, in seconds. The outcome is never guessed.
         "PAYMENT_PARK_AFTER_SECONDS" park_after: Duration = seconds, default("82800");
     }
 }
@@ -90,8 +90,8 @@ impl Settings {
     }
 }
 
-/// Parses one secret or, during a rotation, several. Each secret must have at least 24 bytes, because with an empty
-/// secret an attacker could sign an event that marks an order as paid.
+/// Parses one secret or, during a rotation, several. Each secret must have at least 24 bytes, because an attacker who
+/// guesses a short secret could sign an event that marks an order as paid.
 fn webhook_secrets(text: &str) -> Result<Vec<SecretString>, String> {
     let is_long_enough = |secret: &str| {
         let key = secret.strip_prefix("whsec_").and_then(|key| BASE64_STANDARD.decode(key).ok());
@@ -119,7 +119,7 @@ mod tests {
 
     type Values<'a> = &'a [(&'static str, &'static str)];
 
-    /// Returns the reader of these values, in addition to the required ones.
+    /// Returns a reader of these values, and of a valid API key and webhook secret.
     fn reader(values: Values) -> Reader {
         let values = values.to_vec();
         let secret = format!("whsec_{}", BASE64_STANDARD.encode([7; 24]));

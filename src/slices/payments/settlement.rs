@@ -6,10 +6,11 @@
 //! # Conditions of a settlement
 //!
 //! The settling statement checks these conditions in its `where` clause, because a check before the statement could be
-//! outdated. If a condition does not hold, nothing changes.
+//! outdated. If a condition does not hold, the statement changes nothing.
 //!
 //! - The record is `processing`. So one caller settles the record, and the others read the result. A different later
 //!   outcome is recorded as a discrepancy.
+//! - The order of the payment or refund exists, and the statement has locked its row.
 //! - The charge or refund of the gateway has settled no other record.
 //! - A rejection (4xx) settles a payment only if the rejected attempt is the only one that may have reached the gateway
 //!   (`attempts = 1`). An earlier attempt without a response may have charged, and the rejection of a later attempt
@@ -40,8 +41,8 @@ use super::{
     },
 };
 
-/// The result of a call that settles. After the commit, [`SettleResult::committed`] counts the settlement, logs the
-/// audit event, and sends the alert of a discrepancy.
+/// The result of a call that settles. After the commit, [`SettleResult::committed`] counts the settlement of a payment,
+/// logs the audit event, and sends the alert of a discrepancy.
 #[must_use = "call committed() after the commit"]
 pub(super) struct SettleResult<T> {
     /// The payment or refund in its current state. Its status can still be `processing` if a condition of the
@@ -119,11 +120,13 @@ impl SettleResult<Refund> {
     }
 }
 
-/// Settles a payment within a transaction, if the conditions hold. A successful payment makes its order paid. A failed
-/// one lets its order be paid again. `operator_reason` is the reason of an operator who ends the payment.
+/// Settles a payment within a transaction, if the conditions hold. A successful payment makes its order paid. A
+/// declined or failed one lets its order be paid again. `operator_reason` is the reason of an operator who ends the
+/// payment.
 ///
 /// # Errors
-/// If a statement fails; then nothing is settled.
+/// If a statement fails, the payment or its order is missing, or a concurrent transaction settled another payment by
+/// the same charge. Nothing is settled then.
 #[instrument(name = "settle payment", skip_all, fields(%payment_id, outcome = settlement.status().as_str()))]
 pub(super) async fn settle(
     connection: &mut PgConnection,
@@ -147,8 +150,8 @@ pub(super) async fn settle(
     Ok(SettleResult::now(payment, PendingEvent::of(event)))
 }
 
-/// Returns the payment for which a condition of the settlement did not hold, and records a discrepancy if the outcomes
-/// differ.
+/// Returns the payment for which a condition of the settlement did not hold. Records a discrepancy if the outcomes
+/// differ, or if the charge has settled another payment.
 async fn not_settled(
     connection: &mut PgConnection,
     payment_id: Uuid,
@@ -221,7 +224,8 @@ fn compare<'a>(settlement: &'a Settlement, found: &PaymentRecord) -> Comparison<
 /// the payment's row.
 ///
 /// # Errors
-/// If a statement fails; then nothing is settled.
+/// If a statement fails, the refund is missing, or a concurrent transaction settled another refund by the same refund
+/// of the gateway. Nothing is settled then.
 #[instrument(name = "settle refund", skip_all, fields(refund_id = %open.id, succeeded = settlement.succeeded))]
 pub(super) async fn settle_refund(
     connection: &mut PgConnection,
@@ -244,8 +248,8 @@ pub(super) async fn settle_refund(
     Ok(SettleResult::now(refund, PendingEvent::of(event)))
 }
 
-/// Mirrors [`not_settled`] for refunds. A second refund at the gateway for a settled refund is a discrepancy, whatever
-/// status the second refund has.
+/// Mirrors [`not_settled`] for refunds. A refund that is still `processing` was not settled because the gateway's
+/// refund has settled another record.
 async fn refund_not_settled(
     connection: &mut PgConnection,
     open: &RefundToSend,
@@ -276,7 +280,7 @@ fn refund_difference<'a>(
     if status != settlement.status() {
         return Some(("contradiction", settlement.status().as_str()));
     }
-    // An operator who ends a refund records no id.
+    // An operator who ends a refund records no id of a refund at the gateway.
     let (reported, known) = reported.zip(gateway_refund_id)?;
     (reported != known).then_some((SECOND_REFUND, reported))
 }

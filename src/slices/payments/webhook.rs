@@ -68,7 +68,7 @@ enum Effect {
 }
 
 impl Payments {
-    /// Receives an event. Returns `Ok` also for duplicates, unknown references and unusable data.
+    /// Receives an event. Returns `Ok` also for duplicates, unknown event types, unknown references and unusable data.
     pub(super) async fn receive(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), PaymentError> {
         let event_id = self.verify(headers, body)?;
         let event: Event = serde_json::from_slice(body).map_err(|_| PaymentError::UnreadableEvent)?;
@@ -95,8 +95,9 @@ impl Payments {
         Ok(())
     }
 
-    /// Returns the event's id if the signature is valid: at most five minutes old, and made with one of the configured
-    /// secrets. Signatures are compared in constant time. If the header has several signatures, one of them must match.
+    /// Returns the event's id if the id and the signature are valid. The signature must be made with one of the
+    /// configured secrets, and its timestamp must be at most five minutes off. Signatures are compared in constant
+    /// time. If the header has several signatures, one of them must match.
     fn verify<'a>(&self, headers: &'a HeaderMap, body: &[u8]) -> Result<&'a str, PaymentError> {
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let id = header(HEADER_WEBHOOK_ID)
@@ -135,7 +136,7 @@ async fn apply(
 }
 
 /// Records an event whose data does not match the event's type. The discrepancy has the id of the payment or refund
-/// with the event's reference, or else the reference itself.
+/// with the event's reference, or else the reference itself if it could be parsed.
 async fn record_unusable(
     connection: &mut PgConnection,
     resource: &'static str,

@@ -1,5 +1,5 @@
-//! Password guessing: responses and their timing do not reveal which accounts exist, and a lockout ends the attempts
-//! (NIST SP 800-53 AC-7).
+//! Password guessing: responses and their timing do not reveal which accounts exist. Lockouts (NIST SP 800-53 AC-7) and
+//! rate limits reject further attempts. The audit log has pseudonyms of unknown accounts, and aggregates many denials.
 use std::{collections::BTreeSet, time::Instant};
 
 use dev::harness::{HttpResponse, PASSWORD, Service, eventually};
@@ -118,7 +118,11 @@ async fn expired_attempts_are_deleted() {
     let mut service = builder().setting("LOCKOUT_SECONDS", "1").start().await;
     let _wrong = log_in(&service, "absent@example.com", WRONG).await.assert_status(401);
     let attempts = "select count(*) from login_attempts";
-    assert_eq!(service.database().number(attempts).await, 2, "from one network, and from all networks");
+    assert_eq!(
+        service.database().number(attempts).await,
+        2,
+        "one count for the network, and one for all networks"
+    );
     eventually("the attempts expire", async || {
         let unexpired = format!("{attempts} where expires_at >= now()");
         (service.database().number(unexpired).await == 0).then_some(())
@@ -282,7 +286,7 @@ async fn a_flood_of_denials_is_aggregated_in_the_audit_log() {
 
 #[tokio::test]
 async fn unknown_address_and_wrong_password_take_the_same_time() {
-    // The hash must take much longer than the rest of a login.
+    // The hash must take much longer than the rest of a login. Otherwise the test could not detect a missing hash.
     let service = builder()
         .setting("ARGON2_MEMORY_KIB", "8192")
         .setting("ARGON2_ITERATIONS", "8")

@@ -109,7 +109,10 @@ async fn sealing_and_verification_use_the_memory_of_one_page() {
         mebibytes(peak),
         mebibytes(verifying_growth),
     );
-    assert!(sealing_growth < MAX_GROWTH_BYTES, "sealing the long log took {sealing_growth} bytes more");
+    assert!(
+        sealing_growth < MAX_GROWTH_BYTES,
+        "sealing the long log took {sealing_growth} bytes more than a short one"
+    );
     assert!(
         verifying_growth < MAX_GROWTH_BYTES,
         "verifying the long log took {verifying_growth} bytes more than a short one"

@@ -1,5 +1,6 @@
 //! The audit log: an operation fails if its event cannot be recorded, auditors can read the log, and their reads are
-//! audited.
+//! audited. Its queries use indexes and reject invalid values. Its functions and rights do not let the service change
+//! events.
 mod long_audit_logs;
 mod restore;
 pub(crate) mod retention;
@@ -42,7 +43,7 @@ async fn an_operation_that_cannot_be_audited_fails() {
         let rejected = request.await;
         assert_eq!(rejected.status, 500, "{operation}: {rejected}");
     }
-    // A rejection grants nothing, so the service sends the rejection even if the audit event cannot be recorded.
+    // A 403 grants nothing, so the service sends the 403 even if its audit event cannot be recorded.
     let _rejected = support.creates().await.assert_problem(403, "forbidden");
     assert!(service.metric("audit_write_failures_total").await >= 4);
 
@@ -133,7 +134,11 @@ async fn the_audit_log_filters_and_pages_without_gaps() {
     ] {
         let expected = stored(&condition).await;
         assert_eq!(read(&query).await, expected, "{query}");
-        assert_eq!(expected.is_empty(), condition == "false", "something was checked: {query}");
+        assert_eq!(
+            expected.is_empty(),
+            condition == "false",
+            "only the condition `false` selects no event: {query}"
+        );
     }
     for query in
         ["event_type=gossip", "user_id=me", "from=yesterday", "to=tomorrow", "limit=0", "cursor=nonsense"]
@@ -192,7 +197,10 @@ async fn reading_and_sealing_use_the_indexes_of_the_audit_log() {
             let is_full_scan = node["Node Type"] == "Seq Scan" && node["Relation Name"] == this_month;
             assert!(!is_full_scan, "{values}: {statement}\n{plan:#}");
         }
-        assert!(plan.to_string().contains(&this_month), "something was checked: {plan:#}");
+        assert!(
+            plan.to_string().contains(&this_month),
+            "the plan reads the partition of this month: {plan:#}"
+        );
     }
 }
 

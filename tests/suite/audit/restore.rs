@@ -21,7 +21,7 @@ async fn wait_until_head_is_logged(service: &Service) -> i64 {
     head
 }
 
-/// Returns the rows of the tables that `after-restore` changes.
+/// Returns the rows of the tables that `after-restore` changes, and the number of audit events.
 async fn changed_tables(service: &Service) -> Vec<Value> {
     let query = "select
         (select json_agg(audit_epochs) from audit_epochs) as epochs,

@@ -1,4 +1,5 @@
 //! Retention: an export can be verified without the database, and only exported events are dropped from the database.
+//! Audited writes continue during an export, and an interrupted export can be repeated.
 use std::{
     io::{Read, Write},
     os::unix::process::ExitStatusExt,
@@ -72,7 +73,7 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
     let named = format!("missing, and in an export that was not given (SHA-256 {hash})");
     assert!(found.stderr.contains(&named), "{}", found.stderr);
     let again = export(&service, "2021-03-01", &scratch.path("again.jsonl.gz")).await;
-    assert_eq!(again.code(), Some(1), "the partition is dropped: {}", again.stdout);
+    assert_eq!(again.code(), Some(1), "nothing is left to export: {}", again.stdout);
 
     // The second export starts where the first ends.
     let march = scratch.path("2021-03.jsonl.gz");
@@ -282,7 +283,7 @@ async fn an_export_that_is_killed_while_it_writes_can_be_repeated() {
     wait_until_everything_is_sealed(&service).await;
     let file = scratch.path("2021-02.jsonl.gz");
 
-    // Beyond this maximum size of a file, the kernel kills the process that writes the file.
+    // `ulimit -f` sets a maximum size of files. The kernel kills the export when its file exceeds this size.
     let killed = Command::new("bash")
         .args([
             "-c",

@@ -1,5 +1,5 @@
 //! Sealing of the audit log: every event is covered by exactly one seal of the hash chain, even with late commits and
-//! several replicas.
+//! several replicas. Also the partitions of the audit log, and the events that the database rejects.
 use dev::harness::{Service, eventually};
 use serde_json::Value;
 use sqlx::{Connection, Executor, PgConnection};
@@ -172,7 +172,7 @@ async fn a_crash_between_a_seal_and_its_log_line_loses_neither() {
     let sealed =
         service.database().rows("select number, encode(hash, 'hex') as hash from audit_seal_head").await;
     assert!(sealed[0]["number"].as_i64().is_some_and(|number| number > 0), "{sealed:?}");
-    assert!(logged_heads(&service).iter().all(|(number, _)| *number == 0), "the process has logged no head");
+    assert!(logged_heads(&service).iter().all(|(number, _)| *number == 0), "the process has logged no seal");
     service.restart_without("CRASH_AT").await;
     let logged = |line: &Value| line["seal_number"].as_i64() >= sealed[0]["number"].as_i64();
     service.wait_for_log("the head is logged", logged).await;
@@ -203,7 +203,7 @@ async fn a_late_commit_is_sealed_exactly_once_in_order() {
     .await;
     assert!(
         service.database().number(UNSEALED).await >= unsealed,
-        "no event is sealed before an open transaction"
+        "no event is sealed while an earlier transaction is open"
     );
     eventually("the lag is measured independently of the sealer", async || {
         let text = service.metrics().await;
@@ -464,7 +464,8 @@ async fn a_cluster_switch_at_run_time_is_detected() {
     verify(&service, &[]).await.succeeded();
 }
 
-/// Query for the definitions of the partitions: columns, defaults, constraints, indexes, triggers, rights, and bounds.
+/// Query for the definitions of the monthly partitions: columns, defaults, constraints, indexes, triggers, rights, and
+/// bounds.
 const PARTITION_DEFINITIONS: &str = "
     select
       relname,
@@ -531,7 +532,7 @@ async fn creating_a_partition_blocks_no_writer() {
     assert_eq!(
         error.as_database_error().unwrap().code().as_deref(),
         Some("55P03"),
-        "the function times out first: {error}"
+        "the function times out while it waits for the lock: {error}"
     );
 
     reader.execute("rollback").await.unwrap();

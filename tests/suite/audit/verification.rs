@@ -1,4 +1,5 @@
-//! Tampering with the audit log by an attacker who bypasses privileges and triggers. Verification finds each change.
+//! Tampering with the audit log by an attacker who bypasses privileges and triggers. Verification finds each change,
+//! but it finds a regenerated chain only with the logged heads.
 use std::{
     io::Write,
     path::{Path, PathBuf},
@@ -80,7 +81,7 @@ async fn sealed_service() -> Service {
     service
 }
 
-/// Query for the events in the order in which they are sealed.
+/// Query for the id of each event, and its position in the order in which the events are sealed.
 const EVENTS_IN_ORDER: &str =
     "select id, row_number() over (order by epoch, xact_id, sequence) as position from audit_events";
 
@@ -300,7 +301,8 @@ fn documented() -> (String, Vec<Value>) {
     (block(text.split("```python\n").nth(1).unwrap()), vectors.collect())
 }
 
-/// Runs a Python script. Returns whether it succeeded, and its output, or `None` if Python is not installed.
+/// Runs a Python script. Returns whether the script succeeded, and its output. Returns `None` if Python is not
+/// installed, or panics if `REQUIRE_TOOLS` is set.
 pub fn run_python(script: &str, arguments: &[&str]) -> Option<(bool, String)> {
     let scratch = Scratch::new();
     let script = scratch.write("verifier.py", script);

@@ -41,8 +41,8 @@ async fn a_foreign_origin_is_rejected_and_a_link_is_not() {
     let own = console.url();
     let json = ("content-type", "application/json");
     for (origin, status) in [(own.as_str(), 503), ("http://evil.example.com", 403), ("null", 403)] {
-        // Foreign origins are rejected first. A request from the own page gets 415 without a content type. With JSON it
-        // gets 503, because the console observes no service.
+        // The console rejects a foreign origin before it checks the content type. A request from the console's own page
+        // gets 415 without a content type. With JSON, this request gets 503, because the console observes no service.
         let response = send(&console, Method::POST, "/api/normal", &[("origin", origin)]).await;
         assert!(response.status() == 415 || response.status() == 403, "{origin}: {}", response.status());
         let client = dev::http::client(WAIT_TIMEOUT).unwrap();

@@ -1,4 +1,5 @@
-//! The console's receiver of spans, with both protocols of OTLP: gRPC and HTTP.
+//! The console's receiver of spans, with both protocols of OTLP: gRPC and HTTP. The console assigns each trace to the
+//! replica that sent it.
 use dev::harness::eventually;
 
 use super::fixture::{console, get};

@@ -1,4 +1,5 @@
-//! Database outages of several kinds. The service reports each in time, and recovers without intervention.
+//! Database outages, standbys, read-only databases, long statements, and a change of a column's type. The service
+//! reports an outage in time, and recovers without intervention.
 use std::time::{Duration, Instant};
 
 use dev::harness::{HttpResponse, Request, Service, TABLE, eventually, within};
@@ -70,7 +71,7 @@ async fn a_connection_attempt_continues_after_its_request_timed_out() {
     let service = builder().setting("DATABASE_ACQUIRE_TIMEOUT_MS", "300").with_database_proxy().start().await;
     let customer = service.customer().await;
     // A statement takes one round trip, but opening a connection takes several, which last longer than the acquire
-    // timeout. This simulates a restart of the database, after which all replicas reconnect at once.
+    // timeout. This simulates a restart of the database, after which all replicas reconnect at the same time.
     service.database_proxy().interrupt();
     service.database_proxy().slow(Duration::from_millis(100));
     let rejected = customer.lists().await.assert_problem(503, "unavailable");
@@ -188,7 +189,7 @@ async fn a_promoted_standby_takes_over_within_seconds() {
     let mut service = builder()
         .on_a_dedicated_server()
         .with_database_proxy()
-        // Only the loss of the host may end a statement.
+        // These timeouts are so long that only the loss of the host ends a statement.
         .setting("DATABASE_STATEMENT_TIMEOUT_MS", "60000")
         .setting("REQUEST_TIMEOUT_MS", "60000")
         .start()
@@ -348,12 +349,13 @@ async fn requests_succeed_again_after_a_column_changes_its_type() {
     .await;
     // The authentication of every request reads this column.
     service.database().execute("alter table users alter column role type varchar(20)").await;
+    let mut rejected = 0;
     for _ in 0..8 {
         let response = customer.lists().await;
         assert!([200, 503].contains(&response.status), "{response}");
+        rejected += usize::from(response.status == 503);
     }
     changed.send_replace(true);
-    let mut rejected = 0;
     for client in clients {
         for status in client.await.unwrap() {
             assert!([200, 503].contains(&status), "{status}");

@@ -1,4 +1,5 @@
-//! The privileges of the service in the database, and the migration of the schema.
+//! The privileges and session settings of the service in the database, the migration of the schema, query plans, and
+//! cancelled transactions.
 mod database_outages;
 mod pooling;
 pub(crate) mod round_trips;

@@ -1,5 +1,5 @@
-//! The number of database round trips of each hot route, counted on the wire. Round trips dominate the cost of a
-//! request, and unlike time their number is the same on every machine.
+//! The number of database round trips of the login and of `GET /v1/me`, counted by a proxy. Round trips dominate the
+//! cost of a request. Unlike time, their number is the same on every machine.
 //!
 //! A statement is one round trip, and so are `begin` and `commit`. A connection that is dropped, and not released, is
 //! pinged before it returns to the pool. The ping is another round trip.
@@ -8,8 +8,8 @@ use serde_json::json;
 
 use crate::builder;
 
-/// Round trips of each route. A change that raises a number makes the route more expensive, and must state the reason
-/// here.
+/// Routes with their expected status and number of round trips. A change that raises a number makes the route more
+/// expensive, and must state the reason here.
 const ROUND_TRIPS: [(&str, u16, usize); 2] = [("POST /v1/sessions", 201, 4), ("GET /v1/me", 200, 2)];
 
 /// Number of measurements of each request. Even idle workers use the connection occasionally, and the first use of a

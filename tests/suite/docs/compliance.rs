@@ -1,4 +1,4 @@
-//! The controls, metrics and files that the documents name, compared with the repository.
+//! The controls, tests, alerts, metrics and files that the documents name, compared with the repository.
 use std::{
     collections::BTreeSet,
     fs,
@@ -214,7 +214,7 @@ fn every_file_that_a_document_names_or_links_exists() {
         let links = links.filter(|link| !link.is_empty() && !link.contains("://"));
         let linked = links.map(|link| document.parent().unwrap().join(link));
         let names = quoted(&text).into_iter().filter(|name| {
-            // A generated project may delete a directory whose files its documents still name.
+            // A generated project may lack a directory whose files its documents name. Such names are not checked.
             let in_repository = DIRECTORIES
                 .iter()
                 .any(|directory| name.starts_with(directory) && root.join(directory).exists());

@@ -1,4 +1,4 @@
-//! The decisions in `docs/decisions` are listed, and each states when it should be changed.
+//! The decisions in `docs/decisions` are listed, and each has the required parts, such as the reason and the cost.
 use std::{collections::BTreeSet, fs};
 
 use super::{

@@ -82,7 +82,7 @@ fn doc_comments_start_with_a_noun_or_a_verb() {
 }
 
 /// The texts of a file: its string literals and `#[error]` messages, including the literals in macros other than
-/// queries. These are the messages of logs, errors, problems, alerts, metrics, commands and assertions.
+/// queries. They include the messages of logs, errors, problems, alerts, metrics, commands and assertions.
 #[derive(Default)]
 struct Texts(Vec<String>);
 
@@ -239,8 +239,12 @@ fn names_of_tests_are_short() {
 #[test]
 fn types_are_nouns_and_async_predicates_return_bool() {
     let names = names();
-    assert!(names.participles.is_empty(), "name the thing: {:#?}", names.participles);
-    assert!(names.acting_predicates.is_empty(), "use a verb: {:#?}", names.acting_predicates);
+    assert!(names.participles.is_empty(), "participles as names of types: {:#?}", names.participles);
+    assert!(
+        names.acting_predicates.is_empty(),
+        "async predicates that return no bool: {:#?}",
+        names.acting_predicates
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Documents and sources agree.
+//! Documents and sources agree, and follow the rules of language and code structure.
 pub(crate) mod compliance;
 mod decisions;
 mod language;

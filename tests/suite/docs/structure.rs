@@ -1,4 +1,5 @@
-//! The rules of the code structure that a test can check in the sources. docs/architecture.md states the reasons.
+//! The rules of the code structure that a test can check in the sources, and the documentation of every metric.
+//! docs/architecture.md states the reasons of the rules.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -82,7 +83,7 @@ fn only_the_executable_uses_its_entry_points() {
     );
 }
 
-/// The modules that a file uses, as paths from the root of its crate.
+/// The items of the same crate that a file uses, as paths from the root of the crate.
 struct Uses<'a> {
     module: &'a [String],
     found: BTreeSet<Vec<String>>,
@@ -134,7 +135,7 @@ impl<'ast> Visit<'ast> for Uses<'_> {
     }
 
     fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
-        // Unit tests may use any module.
+        // Unit tests are allowed to use any module.
         if item.ident != "tests" {
             syn::visit::visit_item_mod(self, item);
         }
@@ -292,7 +293,7 @@ pub fn declared_metrics() -> BTreeSet<String> {
     metrics.0
 }
 
-/// `/metrics` does not contain metrics without a series, so a test that reads the page would miss them.
+/// `/metrics` does not contain metrics without a series, so a test that only reads `/metrics` would miss such metrics.
 #[test]
 fn every_declared_metric_is_documented() {
     let rows = super::compliance::rows(HEADING);

@@ -1,4 +1,5 @@
-//! The alerts about circuit breakers, payments that need review, and discrepancies with the payment gateway.
+//! The alerts about circuit breakers, payments that need review, and discrepancies with the payment gateway. An
+//! unreachable receiver of alerts delays no payment.
 use dev::{
     example::gateway::{Charge, ChargeStatus, Event, Faults, Webhooks},
     harness::{Service, eventually},
@@ -38,7 +39,7 @@ async fn each_breaker_transition_raises_one_alert() {
     service.gateway().faults().clear();
     let closed = pager.wait_for("Circuit breaker closed").await;
     assert_complete(&closed, "info");
-    assert_eq!(pager.all("Circuit breaker opened").len(), 1, "the alert is sent once within the interval");
+    assert_eq!(pager.all("Circuit breaker opened").len(), 1, "the same alert is sent once");
     assert!(service.metric("alerts_sent_total{outcome=\"sent\"}").await >= 2);
 }
 

@@ -1,4 +1,5 @@
-//! A short campaign of faults against several replicas. `cargo dev campaign` runs longer campaigns.
+//! Two short campaigns of faults against three replicas, one of them with failovers of the database. `cargo dev
+//! campaign` runs longer campaigns.
 use dev::{
     example::campaign::{self, Length, Settings},
     postgres::ReplicationMode,

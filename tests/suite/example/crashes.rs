@@ -1,4 +1,5 @@
-//! The process crashes between any two steps of a payment or a refund. No payment is lost or repeated.
+//! The process crashes at each crash point of payments and refunds. No payment or refund is lost or repeated. A release
+//! build has no crash points.
 use std::{
     collections::BTreeSet,
     fs,
@@ -16,7 +17,7 @@ use dev::{
 use super::payments::charges;
 use crate::builder;
 
-/// Starts a service that crashes at a crash point.
+/// Starts a service that crashes at this crash point.
 async fn service_that_crashes_at(point: &str) -> Service {
     builder().setting("CRASH_AT", point).start().await
 }
@@ -29,8 +30,8 @@ async fn retry_after_restart(service: &mut Service, retry: Request) -> HttpRespo
     service.restart_without("CRASH_AT").await;
     eventually("the retry has the outcome", async || {
         let response = retry.clone().await;
-        // The status is 409 until the lease of the crashed process expires, and then 202 until recovery has settled the
-        // record.
+        // If the crashed process has stored a record, the status is 409 until the lease of that process expires. The
+        // status is then 202 until recovery has settled the record.
         match response.status {
             201 => Some(response),
             202 | 409 => None,
@@ -130,11 +131,9 @@ table! {
 
 #[test]
 fn the_table_has_every_crash_point_of_the_sources() {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/slices/payments");
     let mut crash_points = BTreeSet::new();
-    for entry in fs::read_dir(sources).unwrap() {
-        let path = entry.unwrap().path();
-        let Ok(source) = fs::read_to_string(path) else { continue };
+    let sources = crate::docs::structure::sources();
+    for (_, source) in sources.iter().filter(|(path, _)| path.starts_with("src/slices/")) {
         let calls = source.split("crash::point(\"").skip(1);
         crash_points.extend(calls.filter_map(|call| call.split('"').next().map(ToOwned::to_owned)));
     }

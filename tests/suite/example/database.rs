@@ -110,7 +110,7 @@ async fn the_database_itself_enforces_the_rules_of_payments() {
          values (gen_random_uuid(), '{}', gen_random_uuid(), 2580, 'EUR', '', 'x')",
         order.id
     );
-    assert_eq!(service.database().try_as_service(&second).await, Err("23505".to_owned()), "one live payment");
+    assert_eq!(service.database().try_as_service(&second).await, Err("23505".to_owned()), "a second payment");
     let unpaid = service.customer().await.places_an_order().await;
     let live = second.replace(&order.id.to_string(), &unpaid.id.to_string());
     assert_eq!(service.database().try_as_service(&live).await, Ok(()));
@@ -142,7 +142,7 @@ async fn requests_continue_while_a_migration_waits_for_a_reader() {
              delete from _sqlx_migrations where version = 11",
         )
         .await;
-    // A backup keeps such a transaction open for its whole run.
+    // This transaction reads `payments` and stays open, like the transaction of a backup.
     let reader = service.database().hold("select count(*) from payments").await;
     let (migrated, ()) = tokio::join!(service.command(&["migrate"], &[]), async {
         service.database().wait_for_blocked_statements(1).await;
@@ -159,7 +159,8 @@ async fn requests_continue_while_a_migration_waits_for_a_reader() {
 #[tokio::test]
 async fn no_statement_scans_the_orders_of_all_customers() {
     let service = service().await;
-    // The orders have no items, because the trigger that requires items would take most of the time.
+    // The trigger compares the total of each order with its items, which would take most of the time. The trigger is
+    // therefore disabled, and the orders have no items.
     service
         .database()
         .execute(

@@ -1,5 +1,6 @@
 //! Discrepancies between the service's payments and the records of the payment gateway. The service sends an alert for
-//! each discrepancy until a receiver accepts the alert. Each discrepancy is open until an operator closes it.
+//! each discrepancy until a receiver accepts the alert. Each discrepancy is open until an operator closes it. An
+//! operator can end a payment only if the payment needs review.
 use std::time::Duration;
 
 use dev::{

@@ -19,8 +19,8 @@ async fn a_flaky_gateway_is_retried_and_charges_once() {
     service.invariants_hold().await;
 }
 
-/// Pays with a card that the gateway charges without a usable response, so the payment request responds with 202.
-/// Checks that recovery settles the payment without a webhook.
+/// Pays with a card that the gateway charges without a usable response, so the service responds with 202. Checks that
+/// recovery settles the payment without a webhook.
 async fn pay_and_recover(card: &str) {
     let service = service().await;
     service.disable_webhooks();

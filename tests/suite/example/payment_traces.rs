@@ -137,7 +137,7 @@ async fn a_failed_gateway_call_has_its_cause_in_the_span() {
     let call = collector
         .wait_for_span("the call", |span| span.parent_id == request.span_id && span.name == "POST")
         .await;
-    assert_eq!(call.status, SpanStatus::Error, "the client received an error");
+    assert_eq!(call.status, SpanStatus::Error, "a 422 is an error of the gateway call");
     assert_attributes(&call, &[("http.response.status_code", json!(422)), ("error.type", json!("422"))]);
 }
 
@@ -221,7 +221,7 @@ async fn every_line_of_a_request_has_its_ids_and_user() {
         assert!(failure[field].is_string(), "{field} in {failure:#}");
         assert_eq!(failure[field], access[field]);
     }
-    assert_ne!(failure["span_id"], access["span_id"], "the line has the span of the call");
+    assert_ne!(failure["span_id"], access["span_id"], "the failure is logged in a span of its own");
 }
 
 #[tokio::test]

@@ -289,10 +289,10 @@ async fn waiting_for_the_order_lock_does_not_shorten_the_lease() {
     let lease = format!(
         "select extract(epoch from lease_expires_at - created_at)::bigint from payments where id = '{payment}'"
     );
-    // `created_at` is the time at which the statement began. The lease must count from the end of the wait for the
-    // lock.
+    // `created_at` is the time at which the statement began. The lease of three recovery intervals (600 s each) must
+    // count from the end of the wait for the lock.
     let lease = service.database().number(lease).await;
-    assert!(lease >= 1800 + 2, "{lease} s are less than three intervals from the end of the wait");
+    assert!(lease >= 1800 + 2, "the lease ends too early: {lease} s after the start of the statement");
     service.gateway().release();
     let _paid = attempt.response().await.assert_status(201);
     service.invariants_hold().await;

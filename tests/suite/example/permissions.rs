@@ -38,7 +38,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("POST",   "/v1/orders/{id}/payments",  pay_order,      [401, 201, 403, 403, 403]),
     ("GET",    "/v1/payments/{id}",         show_payment,   [401, 200, 200, 403, 200]),
     ("POST",   "/v1/payments/{id}/refunds", refund,         [401, 403, 201, 403, 201]),
-    // The gateway has no session, because it signs its requests.
+    // The gateway signs its requests and has no session, so an unsigned request gets 400 with every role.
     ("POST",   "/v1/gateway/events",        unsigned_event, [400, 400, 400, 400, 400]),
 ];
 

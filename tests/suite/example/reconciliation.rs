@@ -1,5 +1,5 @@
 //! Reconciliation with the gateway: comparing the gateway's listing with the database reveals missing and contradictory
-//! charges and refunds.
+//! charges and refunds, and settles payments and refunds in progress.
 use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
@@ -40,7 +40,7 @@ fn charge_of(reference: Uuid, id: &str) -> Charge {
     }
 }
 
-/// Returns the kind, the record and the gateway's report of each recorded discrepancy, oldest first.
+/// Returns the kind (`what`), the id of the record and the gateway's report of each discrepancy, oldest first.
 async fn discrepancies(service: &Service) -> Vec<(String, Option<Uuid>, String)> {
     let rows = service
         .database()
@@ -58,7 +58,7 @@ async fn assert_nothing_recorded(service: &Service) {
 
 /// Waits until the expected discrepancies are recorded. Then waits for two more runs, which must not record them again.
 async fn wait_until_recorded_once(service: &Service, expected: &[(&str, Uuid)]) {
-    within(Duration::from_mins(1), "the differences are recorded", async || {
+    within(Duration::from_mins(1), "the discrepancies are recorded", async || {
         (discrepancies(service).await.len() >= expected.len()).then_some(())
     })
     .await;
@@ -84,8 +84,8 @@ async fn wait_for_two_runs(service: &Service) {
     }
 }
 
-/// Returns the time at which the latest complete run of a scope began, in microseconds since 1970, or 0 if no run was
-/// complete.
+/// Returns the time at which the latest complete run of a scope (`recent` or `window`) began, in microseconds since
+/// 1970, or 0 if no run is complete.
 async fn completed(service: &Service, scope: &str) -> i64 {
     let query = format!(
         "select coalesce(extract(epoch from completed_through) * 1000000, 0)::bigint from reconciliations where scope = '{scope}'"

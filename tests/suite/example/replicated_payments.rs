@@ -65,7 +65,8 @@ async fn another_replica_settles_payments_of_a_crashed_one() {
     two.invariants_hold().await;
 }
 
-/// Places an order and pays it, and retries each request until it succeeds.
+/// Places an order and pays it. Sends each request until the response is final, and checks that its status is 201. A
+/// declined payment also gets 201.
 async fn order_and_pay(customer: User, card: &'static str) {
     let order = customer.orders(&[(MUG, 2)]).send_until_final().await.assert_status(201).id();
     let _paid_or_not = customer.pay(order, card).send_until_final().await.assert_status(201);

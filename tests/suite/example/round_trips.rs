@@ -1,4 +1,5 @@
-//! The number of database round trips of the hot routes of products, orders and payments.
+//! The number of database round trips of the hot routes of products, orders and payments. A request for another
+//! customer's order costs the same as a request for a missing order.
 use dev::harness::{MUG, TEAPOT};
 use serde_json::json;
 use uuid::Uuid;

@@ -1,4 +1,5 @@
-//! No secret is exposed in logs of any level, spans, metrics, error bodies or the audit log.
+//! No secret is exposed in logs of any level, standard error, spans, metrics, the audit log, error bodies, or responses
+//! of the operations listener.
 use dev::harness::{
     Client, Collector, GATEWAY_API_KEY, HttpResponse, MUG, PASSWORD as STAFF_PASSWORD, Service,
 };
@@ -19,7 +20,7 @@ const COOKIE: &str = "a-cookie-SECRET7";
 const BAGGAGE: &str = "baggage-of-a-stranger-SECRET8";
 
 /// Uses all routes with secrets in valid and invalid requests. Returns the responses that must contain no secret, and
-/// the tokens of the callers.
+/// session tokens that must not be exposed either.
 async fn use_all_routes(service: &Service) -> (Vec<HttpResponse>, Vec<String>) {
     let mut rejections = Vec::new();
     let anonymous =
@@ -105,7 +106,8 @@ async fn use_all_routes(service: &Service) -> (Vec<HttpResponse>, Vec<String>) {
     (rejections, tokens)
 }
 
-/// Uses the routes of support, an admin and an auditor, with secrets in every field that accepts text.
+/// Uses the routes of support, an admin and an auditor, with secrets in invalid requests and in the reason of a refund.
+/// Adds the responses that must contain no secret to `rejections`. Returns the tokens of the three users.
 async fn use_staff_routes(
     service: &Service,
     order: Uuid,
@@ -181,10 +183,10 @@ async fn no_secret_is_in_logs_spans_metrics_audit_log_or_errors() {
         ("a metric", metrics.lines().map(str::to_owned).collect()),
         ("the audit log", events.iter().map(ToString::to_string).collect()),
         ("an error's body", rejections.iter().map(ToString::to_string).collect()),
-        ("a page of operations", vec![health, problem]),
+        ("a response of operations", vec![health, problem]),
     ];
     let first = service.logs().into_iter().find(|line| line["message"] == "the service is up");
-    assert!(first.is_some(), "the logs include the line of the start");
+    assert!(first.is_some(), "the logs include the first line of the service");
     let database_password = service.database().service_url().password().unwrap().to_owned();
     let mut secrets =
         vec!["SECRET", CARD, WEBHOOK_SECRET, GATEWAY_API_KEY, STAFF_PASSWORD, &database_password];

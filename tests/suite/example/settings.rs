@@ -1,4 +1,5 @@
-//! The settings of the payment gateway.
+//! The settings of the payment gateway. A call to the gateway requires a trusted certificate, and uses no proxy of the
+//! environment.
 use dev::harness::eventually;
 
 use crate::{

@@ -1,8 +1,8 @@
 //! The outputs in `docs/tour.md`, compared with those of a run.
 //!
-//! Each block of the document after a line `<!-- output: NAME -->` is compared with the output NAME of the run. Ids,
-//! times, addresses and durations are replaced in both texts first. `UPDATE_TOUR=1 cargo test --test suite -- tour`
-//! writes the outputs of the run into the document.
+//! Each block of the document after a line `<!-- output: NAME -->` is compared with the output NAME of the run. Values
+//! that can differ in every run, such as ids and times, are replaced in both texts first. `UPDATE_TOUR=1 cargo test
+//! --test suite -- tour` writes the outputs of the run into the document.
 use std::{collections::BTreeMap, fmt::Write, fs, time::Duration};
 
 use dev::{
@@ -119,7 +119,8 @@ async fn the_tour_shows_what_a_run_prints() {
     compare(&outputs);
 }
 
-/// Compares the document with the run, or writes the run's outputs into the document if `UPDATE_TOUR` is set.
+/// Compares the document with the run, and checks that the functions to which the document links exist. If
+/// `UPDATE_TOUR` is set, writes the run's outputs into the document instead.
 fn compare(outputs: &Outputs) {
     let path = repository().join("docs/tour.md");
     let document = fs::read_to_string(&path).unwrap();
@@ -156,7 +157,7 @@ fn compare(outputs: &Outputs) {
     }
 }
 
-/// Replaces the values that differ in every run.
+/// Replaces the values that can differ in every run.
 fn normalized(text: &str) -> String {
     let rules = [
         (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UUID"),
@@ -186,7 +187,8 @@ fn event(line: &Value) -> Value {
     line["audit_log"].as_str().map_or(Value::Null, |event| serde_json::from_str(event).unwrap())
 }
 
-/// Formats a log line, with the audit event as an object, and without the members that all lines have in common.
+/// Formats a log line, with the audit event as an object. Omits the members `service` and `version`, which have the
+/// same value in all lines.
 fn log_line(line: &Value) -> String {
     let mut line = line.clone();
     for common in ["service", "version"] {
@@ -233,8 +235,8 @@ fn gateway_request(service: &Service) -> String {
     )
 }
 
-/// Returns the log lines of one request, sorted by time. The lines of the target `audit` have a separate queue, so they
-/// may be out of order.
+/// Returns the log lines of one payment request, sorted by time. The service may print them in another order, because
+/// the lines of the target `audit` have a separate queue.
 async fn log_lines(service: &Service, correlation_id: &str) -> String {
     let is_last = |line: &Value| line["correlation_id"] == correlation_id && line["route"] == PAYMENTS;
     let last = service.wait_for_log("the request's line", is_last).await;
@@ -257,8 +259,8 @@ fn write_span_tree(collector: &Collector, span: &Span, depth: usize, output: &mu
     }
 }
 
-/// Returns the counters and the counts of histograms of orders, payments, HTTP requests, audit events and external
-/// calls, by series.
+/// Returns the counters, and the counts of histograms, whose names start with one of the words in this function, by
+/// series.
 async fn counters(service: &Service) -> BTreeMap<String, f64> {
     let lines = service.metrics().await;
     lines
@@ -268,7 +270,7 @@ async fn counters(service: &Service) -> BTreeMap<String, f64> {
         .filter(|(series, _)| {
             let name = series.split('{').next().unwrap_or_default();
             (name.ends_with("_total") || name.ends_with("_count"))
-                && ["order", "payment", "http_requests", "audit_events", "external"]
+                && ["order", "payment", "http_requests", "audit_events", "http_client_request"]
                     .iter()
                     .any(|part| name.starts_with(part))
         })

@@ -46,7 +46,7 @@ async fn order_without_outcome(service: &Service) -> (Order, Charge) {
     (order, service.charges_for(payment).await.remove(0))
 }
 
-/// Starts a service that does not poll the gateway during a test.
+/// Starts a service whose recovery does not poll the gateway during a test.
 async fn service_without_polling() -> Service {
     builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await
 }
@@ -380,7 +380,7 @@ async fn an_event_has_the_correlation_id_of_its_request() {
     service.gateway().release();
     let _paid = attempt.response().await.assert_status(201);
     service
-        .wait_for_log("the webhook's request is logged under the id", |line| {
+        .wait_for_log("the webhook has the payment's correlation id", |line| {
             line["correlation_id"] == "checkout-8" && line["route"] == "/v1/gateway/events"
         })
         .await;

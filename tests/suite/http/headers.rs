@@ -1,4 +1,5 @@
-//! Headers: correlation ids, security headers, and CORS.
+//! Headers: correlation ids, security headers, CORS, and the responses to HEAD requests. No response header names the
+//! software.
 use dev::harness::PATH;
 use reqwest::Method;
 use uuid::Uuid;

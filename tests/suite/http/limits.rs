@@ -1,5 +1,5 @@
-//! Limits: the duration of requests, the number of connections, and the rate of requests. A 429 and a 503 have a
-//! `Retry-After`.
+//! Limits: the duration, the number and the rate of requests, the number of connections, and the size of headers. A 429
+//! and a 503 have a `Retry-After`. A malformed request is rejected and counted.
 use std::time::Duration;
 
 use dev::harness::{HttpResponse, Request, Service, TABLE, WAIT_TIMEOUT, eventually};
@@ -194,7 +194,7 @@ async fn the_client_address_comes_from_the_configured_header() {
     }
 }
 
-/// A raw connection, on which a test sends bytes that no client library would send.
+/// A raw connection, on which a test can send bytes that no client library would send.
 struct RawConnection(TcpStream);
 
 impl RawConnection {
@@ -310,7 +310,7 @@ async fn a_request_without_one_valid_host_is_rejected() {
     );
     let mut old = RawConnection::to(&service).await;
     old.write("GET /problems HTTP/1.0\r\n\r\n").await;
-    assert!(old.read_until_closed().await.contains(" 200 "), "HTTP/1.0 has no Host");
+    assert!(old.read_until_closed().await.contains(" 200 "), "HTTP/1.0 requires no Host");
 }
 
 #[tokio::test]

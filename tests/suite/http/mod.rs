@@ -1,4 +1,4 @@
-//! Behaviour of every route: headers, limits, problems, and the OpenAPI document.
+//! Behaviour of every route: headers, limits, panics, problems, and the OpenAPI document.
 mod headers;
 mod limits;
 pub(crate) mod openapi;

@@ -1,4 +1,5 @@
-//! The OpenAPI document agrees with the service.
+//! The OpenAPI document agrees with the service, and describes every operation and response. The documentation page
+//! loads nothing from other servers.
 use std::{
     collections::HashMap,
     process::Command,
@@ -48,7 +49,7 @@ fn matches_template(template: &str, path: &str) -> bool {
         && template.zip(path).all(|(expected, found)| expected.starts_with('{') || expected == found)
 }
 
-/// Panics if the document does not describe a response: its status, its headers, its media type, or its schema.
+/// Panics if the status, a header, the media type or the body of a response is not as the document describes.
 pub fn agrees_with_the_document(exchange: &Exchange<'_>) {
     let Exchange { method, path, response } = exchange;
     // For an undocumented route, only problems are checked, because their schema is in the document.

@@ -1,4 +1,4 @@
-//! Every rejection is a problem (RFC 9457) that explains how to correct the request, and exposes no internals.
+//! Rejections are problems (RFC 9457) that expose no internals. Each problem type has a page that describes it.
 use std::collections::BTreeSet;
 
 use dev::harness::{HttpResponse, PATH, Request, Service, TABLE, User, body};
@@ -231,7 +231,7 @@ async fn an_internal_error_is_logged_and_hidden_from_the_caller() {
     exposes_no_internals(&failed);
     assert_eq!(failed.text("correlation_id"), "what-happened");
     let cause = service
-        .wait_for_log("the cause is logged under the id", |line| {
+        .wait_for_log("the cause with the correlation id", |line| {
             line["level"] == "ERROR" && line["correlation_id"] == "what-happened"
         })
         .await;

@@ -1,4 +1,5 @@
-//! The manifests, compared with the service.
+//! The manifests of `deploy/kubernetes` agree with the service, and restrict its pods. The scripts print the rules, the
+//! dashboards, and the requirements that a cluster lacks.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -173,7 +174,7 @@ fn the_grace_period_covers_the_shutdown_deadline() {
     }
     assert!(
         only_container(&pod).lifecycle.is_none(),
-        "the service itself waits before it closes its listeners"
+        "no hook is needed: the service itself waits before it closes its listeners"
     );
 }
 
@@ -195,7 +196,8 @@ fn all_pods_fit_into_the_databases_connection_limit() {
     }
 }
 
-/// Asserts the profile `restricted` of the Pod Security Standards, and a read-only root file system.
+/// Asserts the profile `restricted` of the Pod Security Standards, and a read-only root file system. The pod must also
+/// have no token of a service account, no variables with the addresses of Services, and no CPU limit.
 fn assert_restricted(pod: &PodSpec) {
     let context = pod.security_context.as_ref().unwrap();
     assert_eq!(context.run_as_non_root, Some(true));
@@ -256,7 +258,7 @@ fn run_script(script: &str, environment: &[(&str, &str)]) -> Vec<Value> {
 
 const JOB: &str = env!("CARGO_PKG_NAME");
 
-/// The addresses of the demo, which the rule files contain.
+/// The addresses in the rule files, which are those of `docker-compose.yml`. With them, `rules.sh` changes no address.
 const DEMO: [(&str, &str); 2] =
     [("RUNBOOKS_URL", "http://localhost:8025/runbooks/"), ("DASHBOARDS_URL", "http://localhost:3000/d/")];
 
@@ -393,7 +395,7 @@ fn series_of_jobs(job: &str) -> Vec<Value> {
     series.collect()
 }
 
-/// Returns a test for promtool: after an hour of these series, no alert fires. The test ignores alerts whose label
+/// Returns a test for promtool: after 59 minutes of these series, no alert fires. The test ignores alerts whose label
 /// `scope` names a slice, because they report that metrics of this slice are missing, and the series contain no such
 /// metrics.
 fn no_alert_test(series: &[Value]) -> Value {

@@ -19,7 +19,7 @@ pub(super) fn documents(text: &str) -> Vec<Value> {
     documents.map(|document| Value::deserialize(document).unwrap()).filter(|value| !value.is_null()).collect()
 }
 
-/// Parses an object as this type. Panics if the object has a field that the type does not have.
+/// Parses an object as `T`. Panics if the object is no valid `T`, or has a field that `T` does not have.
 pub(super) fn typed<T: DeserializeOwned + Serialize>(object: &Value) -> T {
     let parsed: T =
         serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error} in {object:#}"));
@@ -53,8 +53,8 @@ pub(super) fn check(object: &Value) {
     }
 }
 
-/// A custom resource. No crate exists for the types of Kustomize and of the operators of Prometheus and PostgreSQL.
-/// This type and the following types have the fields that the manifests use.
+/// A custom resource. `k8s-openapi` has no types for Kustomize and for the operators of Prometheus and PostgreSQL.
+/// This type and the following types have only the fields that the manifests use.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Object<Spec> {

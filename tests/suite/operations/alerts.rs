@@ -1,4 +1,5 @@
-//! Alerts that the service sends itself, because these alerts must not wait for a scrape and a rule.
+//! Alerts that the service sends itself, because these alerts must not wait until Prometheus has scraped the service
+//! and has evaluated a rule.
 use std::sync::{Arc, Mutex};
 
 use axum::{Json, Router, extract::State, routing::post};
@@ -52,7 +53,7 @@ async fn service_with_pager() -> (Service, Pager) {
     (builder().setting("ALERT_WEBHOOK_URL", &pager.url).start().await, pager)
 }
 
-/// Checks that an alert has all required members.
+/// Checks that an alert has this severity, and exactly the five members of an alert.
 pub fn assert_complete(alert: &Value, severity: &str) {
     assert_eq!(alert["severity"], severity, "{alert:#}");
     assert!(alert["description"].as_str().is_some_and(|text| text.len() > 20), "{alert:#}");

@@ -34,31 +34,31 @@ pub fn rows() -> u32 {
     if std::env::var_os("LAST_RELEASE").is_some() { 100_000 } else { 10_000 }
 }
 
-/// Number of customers who send requests at the same time.
+/// Number of clients that send requests at the same time. All of them have the session of one customer.
 const CUSTOMERS: usize = 3;
 
 /// Number of requests that must be served after each step of the test, such as the replacement of one replica.
 const REQUESTS: usize = 60;
 
-/// Maximum time until the audit events of the inserted [`rows`] are sealed.
+/// Maximum time until the inserted audit events are sealed.
 const UNTIL_SEALED: Duration = Duration::from_mins(5);
 
 /// Maximum time for which a migration holds a lock that blocks writers.
 const MAX_LOCK: Duration = Duration::from_millis(100);
 
-/// The requests of the customers during the roll, and their results.
+/// The requests of the clients during the roll, and their results.
 #[derive(Default)]
 struct Load {
     served: AtomicUsize,
     replays: AtomicUsize,
     failures: Mutex<Vec<String>>,
-    /// The requests that changed something, with their final responses.
+    /// The requests whose response had the status 201, with their responses.
     changes: Mutex<Vec<(Request, HttpResponse)>>,
 }
 
 impl Load {
-    /// Sends requests until the roll ends, and repeats each change. A replica of the other release often serves the
-    /// repetition.
+    /// Sends requests until `closed` is true, and repeats each request whose response has the status 201. A replica of
+    /// the other release often serves the repetition.
     async fn send_until_closed(self: Arc<Self>, customer: User, mut closed: watch::Receiver<bool>) {
         while !*closed.borrow_and_update() {
             let listed = customer.lists().await;
@@ -78,7 +78,8 @@ impl Load {
         }
     }
 
-    /// Repeats a change. The response must have the same bytes as the first response.
+    /// Repeats a change. Records a failure unless the response is a replay with the status and the body of the first
+    /// response.
     async fn repeat(&self, request: &Request, response: &HttpResponse) {
         let again = request.clone().await;
         if again.is_replayed() && (again.status, &again.text) == (response.status, &response.text) {
@@ -114,7 +115,7 @@ async fn audit(executable: &Path, service: &Service, arguments: &[&str]) -> Outp
     tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap()
 }
 
-/// Verifies the audit log, or an export. Returns the output.
+/// Runs `audit verify` of an executable with these arguments. Returns the output.
 async fn verify(executable: &Path, service: &Service, arguments: &[&str]) -> String {
     let output = audit(executable, service, &[&["verify"], arguments].concat()).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -202,9 +203,9 @@ pub fn too_long(locks: &HashMap<String, Duration>) -> Vec<&String> {
     locks.iter().filter(|(_, held)| **held > MAX_LOCK).map(|(lock, _)| lock).collect()
 }
 
-/// Adds a column to every table while the replicas serve, as a later migration may do. A prepared `select *` from such
-/// a table then fails with `cached plan must not change result type`, so no statement of the service may select every
-/// column.
+/// Adds a column to every table except `_sqlx_migrations` while the replicas serve, as a later migration may do. A
+/// prepared `select *` from such a table then fails with `cached plan must not change result type`. So no statement of
+/// the service may select every column.
 async fn add_a_column_to_every_table(database: &Database, name: &str) {
     let mut session = PgConnection::connect(database.owner_url().as_str()).await.unwrap();
     let every_column = format!("select * from {TABLE} limit 1");
@@ -227,7 +228,7 @@ async fn add_a_column_to_every_table(database: &Database, name: &str) {
 #[tokio::test]
 #[ignore = "needs an executable of the last release"]
 async fn a_roll_forth_and_back_fails_no_request() {
-    let last = PathBuf::from(std::env::var_os("LAST_RELEASE").expect("LAST_RELEASE is the executable"));
+    let last = PathBuf::from(std::env::var_os("LAST_RELEASE").expect("LAST_RELEASE is not set"));
     let this = Path::new(EXECUTABLE);
     let started = Instant::now();
     let scratch = Scratch::new();

@@ -1,4 +1,4 @@
-//! Operations: health, readiness, metrics, and the cost of probes.
+//! Operations: liveness, readiness, the health report, metrics, the cost of probes, and changes of the log filter.
 pub(crate) mod alerts;
 pub(crate) mod last_release;
 pub(crate) mod outbound;
@@ -52,8 +52,8 @@ async fn a_service_with_an_older_schema_is_not_ready() {
 
 #[tokio::test]
 async fn many_probes_cause_few_database_queries() {
-    // Nothing else uses the database during the probes, because each worker has completed its work, and its next run is
-    // minutes away.
+    // Nothing else uses a connection of the pool during the probes, because each worker has completed its first run,
+    // and its next run is minutes away.
     let service = builder().with_idle_workers().start().await;
     service.wait_for_first_work().await;
     let acquired = async || service.metric("db_connection_acquire_duration_seconds_count").await;
@@ -66,8 +66,8 @@ async fn many_probes_cause_few_database_queries() {
             assert_eq!(probe.await.unwrap().unwrap().status(), 200);
         }
     }
-    // The checks of the database read the latest result of the monitor. The monitor has its own connection, so the
-    // checks use no connection of the pool.
+    // The readiness checks of the database read the latest result of the database monitor. The monitor has its own
+    // connection, so the checks use no connection of the pool.
     let queries = acquired().await - before;
     assert!(queries <= 2, "{queries} queries for 2000 probes in {:?}", began.elapsed());
 }

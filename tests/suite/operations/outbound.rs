@@ -1,4 +1,4 @@
-//! Calls to other servers: the trusted certificate authorities, and no use of a proxy.
+//! Calls to other servers: the service rejects certificates of unknown authorities, and uses no proxy.
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
@@ -73,7 +73,7 @@ async fn the_databases_certificate_is_verified_with_ssl_cert_file() {
     assert_eq!(stopped.code(), Some(1), "{}", stopped.stderr);
 }
 
-/// A proxy that counts its clients, and serves none.
+/// A proxy that counts the connections of its clients, and closes each connection without a response.
 pub struct CountingProxy {
     url: String,
     clients: Arc<AtomicUsize>,

@@ -15,7 +15,8 @@ async fn a_session_is_valid_and_ends_at_every_replica() {
     let _ended = here.get("/v1/me").await.assert_status(401);
 }
 
-/// Sends requests until `closed` is true. Returns the number of expected responses, and every unexpected response.
+/// Sends rounds of requests until `closed` is true. Returns the number of responses of the successful rounds, and the
+/// responses of each failed round.
 async fn send_until_closed(customer: User, mut closed: watch::Receiver<bool>) -> (usize, Vec<String>) {
     let (mut served, mut failed) = (0, Vec::new());
     while !*closed.borrow_and_update() {

@@ -1,4 +1,5 @@
-//! Every list of settings has all settings of the executable, and no others.
+//! The lists of settings, compared with the settings of the executable. `.env*.example` and the documents list every
+//! setting. `serve --help` has a flag for every setting except secrets and `OTEL_*`.
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -14,7 +15,7 @@ use crate::{
     },
 };
 
-/// Settings with secret values. They have no flag, because other users of the machine can read command lines.
+/// Secret settings of the platform. They have no flag, because other users of the machine can read command lines.
 const SECRETS: [&str; 4] = ["DATABASE_URL", "DATABASE_MIGRATION_URL", "OPS_TOKEN", "ALERT_WEBHOOK_URL"];
 
 /// The heading of the tables of settings.

@@ -1,4 +1,5 @@
-//! Start of the service: its requirements, and the messages about those that are not met.
+//! Start of the service: its requirements, the messages about requirements that are not met, the command `config`, and
+//! exit codes.
 use std::{
     path::Path,
     time::{Duration, Instant},
@@ -170,13 +171,13 @@ async fn a_connection_begins_with_no_parameter_that_a_pooler_rejects() {
     // The message has the protocol version, and then zero-terminated names and values.
     let texts: Vec<_> = message[4..].split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
     let names: Vec<_> = texts.chunks(2).map(|pair| &*pair[0]).filter(|name| !name.is_empty()).collect();
-    // The parameters that PgBouncer always tracks, and the default of its setting `track_extra_parameters`.
+    // PgBouncer requires `user`, and accepts `database`. It tracks the other parameters with every configuration.
     let tracked = ["user", "database", "client_encoding", "DateStyle", "TimeZone", "application_name"];
     assert!(names.contains(&"user"), "{names:?}");
     assert!(names.iter().all(|name| tracked.contains(name)), "{names:?}");
 }
 
-/// Checks that a command failed with one sentence that contains no password. Returns the sentence.
+/// Checks that a command failed with one line on stderr, and printed no secret. Returns the line.
 fn assert_failed_in_one_sentence(stopped: &CommandOutput) -> &str {
     let sentence = stopped.stderr.trim_end();
     assert_eq!(stopped.code(), Some(1), "{sentence}");

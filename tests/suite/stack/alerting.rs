@@ -1,4 +1,5 @@
 //! Delivery of alerts by a real Alertmanager with the repository's configuration: an incident sends one notification.
+//! Also the links from alerts to runbooks.
 use std::net::{Ipv4Addr, SocketAddr};
 
 use dev::{
@@ -23,8 +24,9 @@ pub(crate) async fn inbox() -> Inbox {
 }
 
 /// Returns the sorted names of the alerts that a real Alertmanager sends while the alerts `firing` fire, or `None` if
-/// Alertmanager is not installed. An entry of `firing` is the name of an alert, and the labels that the expression of
-/// its rule adds. All rules of this name fire. A name without a rule is an alert that the service itself sends.
+/// Alertmanager is not installed. An entry of `firing` is the name of an alert, and labels that are added to the labels
+/// of each rule of this name. All rules of this name fire. A name without a rule must be an alert that the service
+/// itself sends.
 pub(crate) async fn sent_while_firing(firing: &[(&str, &[(&str, &str)])]) -> Option<Vec<String>> {
     let program = tool("alertmanager")?;
     let inbox = inbox().await;
@@ -68,7 +70,8 @@ pub(crate) async fn sent_while_firing(firing: &[(&str, &[(&str, &str)])]) -> Opt
 pub(crate) const SERVICE_LABELS: &[(&str, &str)] =
     &[("job", "service"), ("raised_by", "service"), ("title", "t")];
 
-/// This test and the following ones check the table of incidents in docs/runbooks/README.md.
+/// The tests whose names end with `sends_one_alert` check the table of incidents in docs/runbooks/README.md, one test
+/// for each row.
 #[tokio::test]
 async fn a_database_outage_sends_one_alert() {
     let job = &[("job", "service")][..];
@@ -229,8 +232,10 @@ async fn the_cause_of_an_incident_suppresses_its_symptoms() {
         alert("SymptomOfAnother", "another", "symptom"),
     ]);
     alertmanager.post("api/v2/alerts", &alerts).await;
-    eventually("the cause and the other symptom arrive", async || (inbox.alerts().len() >= 2).then_some(()))
-        .await;
+    eventually("the cause and the symptom of another incident arrive", async || {
+        (inbox.alerts().len() >= 2).then_some(())
+    })
+    .await;
     let mut arrived: Vec<_> = inbox.alerts().into_iter().map(|alert| alert.name).collect();
     arrived.sort_unstable();
     assert_eq!(arrived, ["Cause", "SymptomOfAnother"]);
@@ -257,7 +262,7 @@ async fn a_database_outage_pages_once_with_the_name_of_its_cause() {
         alert("Unrelated", "", "", "service"),
     ]);
     alertmanager.post("api/v2/alerts", &alerts).await;
-    eventually("the cause and the independent alert arrive", async || {
+    eventually("the cause, the symptom of another job and the unrelated alert arrive", async || {
         (inbox.alerts().len() >= 3).then_some(())
     })
     .await;

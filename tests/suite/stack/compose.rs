@@ -1,12 +1,12 @@
-//! The containers of the stack: their images, their health checks, and their logs.
+//! The containers of the stack: their images, their health checks, their logs, and the nightly job that starts them.
 use std::{collections::BTreeSet, fs};
 
 use serde_json::Value;
 
 use super::repository;
 
-/// Pairs of an image and a program that its health check may call by name. Every other health check calls its program by
-/// an absolute path.
+/// Pairs of an image and a program that its health check may call by name. Every other health check calls its program
+/// by an absolute path.
 const HEALTH_CHECK_PROGRAMS: [(&str, &str); 3] =
     [("postgres", "pg_isready"), ("jaegertracing/jaeger", "wget"), ("grafana/grafana", "wget")];
 
@@ -100,7 +100,7 @@ fn no_container_fills_the_disk_or_delays_the_service_with_logs() {
     let service = &read("docker-compose.yml")["services"]["service"];
     assert!(
         service["depends_on"]["collector"].is_object(),
-        "the service must depend on the collector, which receives its last lines"
+        "the service must depend on the collector, which receives the last lines of the service"
     );
 }
 

@@ -1,4 +1,4 @@
-//! The monitoring files, compared with each other.
+//! The monitoring files, compared with each other, and checked by promtool, amtool and pint.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -15,7 +15,7 @@ use crate::docs::{
     structure::{declared_metrics, sources},
 };
 
-/// Address of the runbooks in the demo. A deployment replaces it for all alerts at once.
+/// Prefix of the URLs of runbooks in the stack. `deploy/kubernetes/rules.sh` replaces this prefix in all rules.
 const RUNBOOKS: &str = "http://localhost:8025/runbooks/";
 const DASHBOARDS: &str = "http://localhost:3000/d/";
 
@@ -84,7 +84,7 @@ pub(super) fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
     let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|found| found == extension));
     files.sort();
-    assert!(!files.is_empty(), "{directory} is not empty");
+    assert!(!files.is_empty(), "{directory} has no .{extension} files");
     files
 }
 
@@ -285,8 +285,8 @@ fn every_counter_of_created_records_is_recorded_for_the_audit() {
     }
 }
 
-/// A query of raw series over days takes longer than the evaluation interval of its rule group, so pages would be late.
-/// `.ci/checks/rule-cost --long` measures this time.
+/// A query of raw series over days can take longer than the evaluation interval of its rule group, so alerts would fire
+/// late. `.ci/checks/rule-cost --long` measures the evaluation time of each rule group.
 #[test]
 fn windows_of_days_read_recorded_series() {
     let mut windows = 0;
@@ -379,7 +379,7 @@ fn every_file_that_the_stack_includes_or_mounts_exists() {
             }
         }
     }
-    assert!(checked >= 8, "{checked} mounts");
+    assert!(checked >= 8, "only {checked} mounts and environment files were checked");
 }
 
 #[test]
@@ -406,7 +406,7 @@ fn dashboards_are_formatted() {
         let formatted = serde_json::to_string_pretty(&dashboard).unwrap() + "\n";
         assert!(
             fs::read_to_string(&path).unwrap() == formatted,
-            "{}: keys sorted, two spaces",
+            "{}: the keys must be sorted, and the indentation must be two spaces",
             path.display()
         );
     }
@@ -449,8 +449,13 @@ fn no_axis_mixes_seconds_with_numbers() {
         for target in targets.iter().filter(|target| has_seconds(target)) {
             let overrides = panel["fieldConfig"]["overrides"].as_array().unwrap();
             let own = overrides.iter().find(|entry| entry["matcher"]["options"] == target["legendFormat"]);
-            let properties = own.unwrap_or_else(|| panic!("{}", panel["title"]))["properties"].clone();
-            assert!(properties.to_string().contains("\"right\""), "{} needs its own axis", panel["title"]);
+            let properties =
+                own.unwrap_or_else(|| panic!("{} has no override", panel["title"]))["properties"].clone();
+            assert!(
+                properties.to_string().contains("\"right\""),
+                "{}: the series in seconds needs the right axis",
+                panel["title"]
+            );
         }
     }
 }
@@ -507,9 +512,9 @@ fn queries_of_dashboards_follow_the_variables() {
     }
 }
 
-/// The rules of Grafana's dashboard-linter that the tests above do not cover. The project does not run the linter,
-/// because its Go module needs dependencies that the project does not distribute. This test repeats the rules.
-/// `grafana/dashboards/.lint` has the exceptions for the linter itself.
+/// The rules of Grafana's dashboard-linter about variables. No check runs the linter, because its Go module needs
+/// dependencies that this project is not allowed to distribute. The tests of dashboards therefore mirror its rules.
+/// `grafana/dashboards/.lint*` have the exceptions for a manual run of the linter.
 #[test]
 fn dashboard_variables_follow_the_time_and_are_multi_value() {
     for (_, dashboard) in dashboards() {
@@ -518,7 +523,7 @@ fn dashboard_variables_follow_the_time_and_are_multi_value() {
         for (variable, label) in variables[1..].iter().zip(["Job", "Instance"]) {
             assert_eq!(variable["label"], label);
             assert_eq!(variable["datasource"]["uid"], "${datasource}", "{label}");
-            assert_eq!(variable["refresh"], 2, "{label} is refreshed when the time changes");
+            assert_eq!(variable["refresh"], 2, "{label} is refreshed when the time range changes");
             assert_eq!(
                 (&variable["multi"], &variable["includeAll"]),
                 (&true.into(), &true.into()),

@@ -1,4 +1,5 @@
-//! Every query, run by a real Prometheus that has scraped the real service under traffic.
+//! The queries of dashboards, runbooks, documents and rules, run by a real Prometheus that has scraped the real service
+//! under traffic. For documents and rules, the test runs only the series selectors of each query.
 use std::{collections::BTreeSet, fs};
 
 use dev::{
@@ -13,8 +14,8 @@ use super::{
 };
 use crate::service;
 
-/// Series that may be missing: alerts that do not fire, routes excluded from the latency indicator, and targets that do
-/// not run in the test.
+/// Prefixes of series that may be missing: alerts that do not fire, routes excluded from the latency indicator, and
+/// series of targets that do not run in the test.
 const OPTIONAL_SERIES: [&str; 6] =
     ["ALERTS", "slo:latency_excluded_path:info", "alertmanager_", "loki_", "otelcol_", "pg_"];
 
@@ -69,7 +70,7 @@ const QUERY_STARTS: [&str; 9] =
     ["count", "db_", "histogram_quantile(", "max", "min", "predict_linear(", "rate(", "sum", "time()"];
 
 /// Returns the queries in the documents of `docs`, without those in subdirectories. A query is inline code that begins
-/// with one of [`QUERY_STARTS`].
+/// with one of [`QUERY_STARTS`], and contains `_`, and `(` or `/`.
 fn document_queries() -> Vec<Query> {
     let mut queries = Vec::new();
     for path in files("docs", "md") {
@@ -79,7 +80,7 @@ fn document_queries() -> Vec<Query> {
             let code = line.split('`').skip(1).step_by(2);
             queries.extend(
                 code.filter(|code| QUERY_STARTS.iter().any(|start| code.starts_with(start)))
-                    .filter(|code| code.contains(['(', '/']) && code.contains('_') && !code.contains("()`"))
+                    .filter(|code| code.contains(['(', '/']) && code.contains('_'))
                     .map(|code| Query { source: source.to_owned(), text: code.to_owned() }),
             );
         }
@@ -95,8 +96,8 @@ fn rule_queries() -> Vec<Query> {
     rules().into_iter().map(named).collect()
 }
 
-/// Returns each series selector of a query as a query of its own. An alert can fire only if the series of its selectors
-/// exist.
+/// Returns each series selector of a query as a query of its own. The query of an alert that does not fire finds no
+/// data, so the test runs its selectors.
 async fn selectors(prometheus: &Server, query: &Query) -> Vec<Query> {
     fn collect(node: &Value, found: &mut Vec<String>) {
         match node {

@@ -18,17 +18,17 @@ use sqlx::PgPool;
 use super::{repository, tools::free_address};
 use crate::{EXECUTABLE, audit::verification::Scratch};
 
-/// Timeout of a script that ends by itself.
+/// Timeout of a script or program that ends by itself, and of the stop of the standby.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A primary server, and the environment of its container: the programs of PostgreSQL, the Unix user of the server, and
-/// a volume.
+/// A primary server, and the environment in which the scripts run, as in a container: the programs of PostgreSQL, the
+/// Unix user of the server, and a volume for the copy.
 struct Primary {
     server: Server,
     admin: PgPool,
     data: PathBuf,
     programs: PathBuf,
-    /// The user and the group of the server, if they are not those of this process.
+    /// The user and the group of the server, if the user is not that of this process.
     user: Option<(u32, u32)>,
     volume: Scratch,
 }

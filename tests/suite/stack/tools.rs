@@ -69,8 +69,8 @@ impl Drop for Directory {
 }
 
 impl Server {
-    /// Starts a Prometheus that scrapes a service every second and evaluates `rules`: pairs of a file name and the text
-    /// of the file.
+    /// Starts a Prometheus that scrapes a service every second, and evaluates `rules` every second. Each rule file is a
+    /// pair of its name and its text.
     pub(crate) async fn prometheus(
         program: &Path,
         service: &Service,
@@ -107,7 +107,8 @@ impl Server {
         .await
     }
 
-    /// Starts an Alertmanager with all receivers at this address, and with group waits of one second.
+    /// Starts an Alertmanager with all receivers at this address, and with waits and intervals of groups of at most one
+    /// second.
     pub(crate) async fn alertmanager(program: &Path, receivers: &str) -> Self {
         let configuration = file_with(
             "prometheus/alertmanager.yml",
@@ -126,7 +127,7 @@ impl Server {
                 format!("--config.file={}", path("alertmanager.yml")),
                 format!("--storage.path={}", path("data")),
                 format!("--web.listen-address={address}"),
-                // An empty address disables clustering, because there is no other replica.
+                // An empty address disables clustering, which a single replica does not need.
                 "--cluster.listen-address=".to_owned(),
             ]
         })
@@ -194,5 +195,5 @@ pub(super) fn free_address() -> String {
     listener.local_addr().unwrap().to_string()
 }
 
-/// Time for a rule to fire: longer than the longest `for` of the rules in the tests.
+/// Timeout of a test that waits for Prometheus: until a query finds data, or until an alert with a short `for` arrives.
 pub(crate) const RULE_TIMEOUT: Duration = Duration::from_mins(2);

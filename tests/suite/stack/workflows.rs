@@ -1,4 +1,5 @@
-//! The workflows of `.github`: pinned actions and minimal permissions.
+//! The workflows of `.github`: pinned actions, minimal permissions, and the checks of a change and of a release. Also
+//! the Dockerfile, `.gitattributes`, and the versions of tools.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -76,7 +77,7 @@ fn every_workflow_has_a_name_a_trigger_and_a_timeout() {
         assert!(!workflow.on.is_null() && !workflow.concurrency.is_null(), "{file}");
         for (name, job) in workflow.jobs {
             let ends = job.timeout_minutes.is_some() || job.uses.is_some();
-            assert!(ends, "{file}: {name} may run for six hours");
+            assert!(ends, "{file}: {name} has no timeout, so it may run for six hours");
             let runner = job.runs_on.unwrap_or_default();
             assert!(!runner.ends_with("latest"), "{file}: {name} does not pin its runner");
         }
@@ -127,11 +128,11 @@ fn workflows_inject_no_foreign_text_and_keep_no_credentials() {
             workflow.env.values().chain(workflow.jobs.values().flat_map(|job| job.env.values()));
         assert!(
             !environment.clone().any(|value| value.contains("secrets.")),
-            "{file}: a secret for every step"
+            "{file}: every step could read this secret"
         );
         for step in workflow.jobs.into_values().flat_map(|job| job.steps) {
             let script = step.run.clone().unwrap_or_default();
-            assert!(!script.contains("${{"), "{file}: {script}: give it as a variable of the step");
+            assert!(!script.contains("${{"), "{file}: {script}: pass the expression in `env` of the step");
             assert!(step.run.is_some() != step.uses.is_some(), "{file}: {:?} {:?}", step.name, step.id);
             if step.uses.is_some_and(|action| action.starts_with("actions/checkout@")) {
                 assert_eq!(step.with.get("persist-credentials"), Some(&Value::Bool(false)), "{file}");
@@ -170,7 +171,8 @@ fn a_release_runs_after_the_tests_with_its_notes() {
     assert!(!notes("99.0.0").status.success(), "a version without notes is not released");
 }
 
-/// Returns the index of the first step whose script contains `script`, or whose input `outputs` contains `output`.
+/// Returns the index of the first step whose script contains `script`, or whose input `outputs` contains `output`. An
+/// empty text matches no step.
 fn step_index(job: &Job, script: &str, output: &str) -> usize {
     let is_wanted = |step: &Step| {
         step.run.as_ref().is_some_and(|run| !script.is_empty() && run.contains(script))
@@ -242,8 +244,8 @@ fn a_checkout_has_the_same_bytes_on_every_system() {
 #[test]
 fn actionlint_finds_nothing() {
     let Some(actionlint) = tool("actionlint") else { return };
-    // Each file is an argument, because the linter would otherwise search for a repository, and a new project may have
-    // none.
+    // Each file is an argument, because the linter would otherwise search for a Git repository, and a new project may
+    // have none.
     let files: Vec<_> =
         workflows().into_iter().map(|(file, ..)| format!(".github/workflows/{file}")).collect();
     let arguments =

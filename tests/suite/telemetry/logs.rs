@@ -1,4 +1,5 @@
-//! Log lines: their origin, their destinations, and forged input.
+//! Log lines: correlation ids of workers, slow statements, forged input, log files, the log filter, and lines of
+//! libraries.
 use std::path::{Path, PathBuf};
 
 use dev::harness::{LIST_STATEMENT, Service, TABLE, WAIT_TIMEOUT, eventually, within};
@@ -54,7 +55,7 @@ async fn a_slow_statement_is_named() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let request = customer.lists().header("x-correlation-id", "slow").in_background();
-    eventually("the statement has waited long enough", async || {
+    eventually("the statement is slow enough for the log", async || {
         let waiting = "select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database
              where datname = current_database() and not granted and waitstart < now() - interval '0.6 s'";
         (service.database().number(waiting).await > 0).then_some(())
@@ -107,7 +108,7 @@ async fn nothing_that_a_client_sends_forges_a_line_or_a_header() {
         (lines.len() >= 4).then_some(lines)
     })
     .await;
-    // The harness has checked that every line is one JSON object.
+    // The harness has checked that every line is valid JSON.
     assert_eq!(lines.len(), 4, "one request, one line: {lines:#?}");
     for line in &lines {
         assert_eq!((&line["level"], &line["message"]), (&json!("INFO"), &json!("request")), "{line:#}");
@@ -148,7 +149,7 @@ async fn log_files_separate_the_audit_log_and_are_rotated() {
     for name in [env!("CARGO_PKG_NAME"), "audit"] {
         let files = std::fs::read_dir(&directory).unwrap();
         let names = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        assert_eq!(names.filter(|found| found.starts_with(name)).count(), 3, "{name}");
+        assert_eq!(names.filter(|found| found.starts_with(name)).count(), 4, "{name}");
     }
 }
 
@@ -198,7 +199,7 @@ async fn level_checks_of_libraries_suppress_no_lines() {
     let short_change = json!({ "filter": "app=debug", "ttl_seconds": 1 }).to_string();
     assert_eq!(service.request_ops(Method::PUT, "/log-level", &short_change).await.unwrap().0, 200);
     let restored = |line: &Value| line["message"] == "restored the default log filter";
-    service.wait_for_log("the end is logged", restored).await;
+    service.wait_for_log("the expiry of the filter is logged", restored).await;
     let changed = service.logs().iter().filter(|line| line["message"] == "changed the log filter").count();
     assert_eq!(changed, CHANGES + 1, "every change is logged");
 }

@@ -1,7 +1,7 @@
-//! Metrics: names, correct values, and a bounded number of series.
+//! Metrics: names, correct values, a bounded number of series, and exemplars.
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use dev::{
@@ -17,6 +17,7 @@ use crate::{
     builder,
     docs::{assert_complete, compliance::rows},
     service,
+    stack::tools::tool,
 };
 
 /// The heading of the tables of metrics.
@@ -58,8 +59,8 @@ async fn the_document_lists_every_metric_with_its_type_and_labels() {
             let labels = cells[3].split(", ").map(|label| label.trim_matches('`').to_owned());
             let labels = labels.filter(|label| !label.is_empty()).collect();
             let name = cells[1].trim_matches('`').to_owned();
-            assert!(cells[6].contains(&name), "an example of {name}: {row}");
-            assert!(cells[4..=5].iter().all(|cell| !cell.is_empty()), "unit and meaning of {name}: {row}");
+            assert!(cells[6].contains(&name), "the row has no example of {name}: {row}");
+            assert!(cells[4..=5].iter().all(|cell| !cell.is_empty()), "unit or meaning is missing: {row}");
             (name, (cells[2].to_owned(), labels))
         })
         .collect();
@@ -117,7 +118,7 @@ async fn ten_thousand_paths_and_methods_make_no_series() {
         let counts = text.lines().filter(|line| line.starts_with("http_requests_total{"));
         counts.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).sum()
     };
-    assert!(counted(&after) - counted(&before) >= REQUESTS, "all of them were counted");
+    assert!(counted(&after) - counted(&before) >= REQUESTS, "all requests were counted");
     // Series with the label `query_type` are ignored, because workers may add such series. The code has a fixed number
     // of query types.
     let names = |text: &str| -> BTreeSet<String> {
@@ -240,16 +241,4 @@ async fn prometheus_scrapes_the_page_and_its_exemplars() {
     let target = &state["data"]["activeTargets"][0];
     assert_eq!((&target["health"], &target["lastError"]), (&json!("up"), &json!("")), "{state:#}");
     drop(running);
-}
-
-/// Finds a program in the `PATH`. If the program is missing, the test is skipped, or fails if `REQUIRE_TOOLS` is set.
-fn tool(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found =
-        std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file());
-    assert!(found.is_some() || std::env::var_os("REQUIRE_TOOLS").is_none(), "{name} is not installed");
-    if found.is_none() {
-        eprintln!("skipped: {name} is not installed");
-    }
-    found
 }

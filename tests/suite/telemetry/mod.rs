@@ -81,7 +81,7 @@ async fn a_changed_log_level_expires() {
     assert!(changed["expires_at"].is_string());
     assert_eq!(log_level(&service).await, changed);
 
-    eventually("the default returns", async || (log_level(&service).await == before).then_some(())).await;
+    eventually("the filter expires", async || (log_level(&service).await == before).then_some(())).await;
     let (status, body) =
         service.request_ops(Method::PUT, "/log-level", "{\"filter\":\"a=b=c\"}").await.unwrap();
     assert_eq!(status, 422, "{body}");
@@ -112,8 +112,8 @@ async fn rejected_log_level_changes_are_audited_and_counted() {
     let written = service.audit_events(rejections).await.len();
     let counted = service.audit_events("action = 'refuse' and resource = 'requests'").await;
     let more: u64 = counted.iter().map(|event| event["metadata"]["count"].as_u64().unwrap()).sum();
-    // At most a hundred rejections per minute are recorded as separate events. If a new minute begins during the
-    // requests, more than a hundred are.
+    // At most a hundred rejections of an address per minute are recorded as separate events. If a new minute begins
+    // during the requests, more than a hundred separate events are recorded.
     assert!((100..130).contains(&written), "{written}");
     assert_eq!(u64::try_from(written).unwrap() + more, 130);
 }

@@ -1,4 +1,5 @@
-//! Log records as received by a collector, in addition to the log lines.
+//! Log records that the service exports to a collector, in addition to the log lines that it writes to stdout. Also the
+//! rejection of exporters that the service does not support.
 use chrono::DateTime;
 use dev::harness::{Collector, PATH, Record};
 use serde_json::{Value, json};

@@ -1,4 +1,5 @@
-//! Telemetry outages: requests continue at full speed, losses are counted, and memory is bounded.
+//! Telemetry outages: no request fails or takes longer than [`MAX_REQUEST_TIME`], losses are counted, and memory is
+//! bounded.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -11,7 +12,8 @@ use tokio::net::TcpListener;
 
 use crate::{EXECUTABLE, audit::seals::wait_until_everything_is_sealed, builder};
 
-/// Maximum duration of a request: far below every export timeout, and far above the usual duration on a busy machine.
+/// Maximum duration of a request: below the default export timeout (three seconds), so a request that waits for an
+/// export fails the test. The usual duration is far below this maximum, even on a busy machine.
 const MAX_REQUEST_TIME: Duration = Duration::from_secs(2);
 
 /// Maximum time until a queue of log lines is full on a busy machine.
@@ -20,7 +22,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_mins(2);
 /// Maximum growth of the memory in bytes. The queues are bounded, so they cannot hold more.
 const MAX_GROWTH_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Sends requests one after the other. Fails if a request fails or is slow.
+/// Sends requests one after the other. Panics if a request fails, or takes longer than [`MAX_REQUEST_TIME`].
 async fn assert_serves(service: &Service, requests: usize) {
     let customer = service.customer().await;
     for _ in 0..requests {
@@ -31,7 +33,8 @@ async fn assert_serves(service: &Service, requests: usize) {
 }
 
 async fn wait_for_losses(service: &Service, metric: &str) {
-    eventually(&format!("{metric} counts"), async || (service.metric(metric).await > 0).then_some(())).await;
+    eventually(&format!("{metric} is positive"), async || (service.metric(metric).await > 0).then_some(()))
+        .await;
 }
 
 /// Checks that requests and the shutdown still work, that the memory grows by less than [`MAX_GROWTH_BYTES`], and that
@@ -85,7 +88,8 @@ async fn a_slow_collector_delays_no_request() {
     assert_works_and_stops(&service).await;
 }
 
-/// Starts a service that exports only when it stops. The collector responds after the time `takes`.
+/// Starts a service that exports only when it stops, and sends five requests to it. The collector responds after the
+/// time `takes`.
 async fn service_that_exports_at_stop(
     collector: &Collector,
     takes: Duration,
@@ -193,7 +197,7 @@ async fn a_late_log_reader_misses_no_audit_line() {
 
     service.resume_output();
     let sealed = |line: &serde_json::Value| line["target"] == "audit" && line["seal_number"] == head;
-    service.wait_for_log("the head", sealed).await;
+    service.wait_for_log("the head of the audit log is logged", sealed).await;
     let lines = service.logs();
     let has_line_of = |target: &str| {
         lines.iter().any(|line| line["correlation_id"] == "meanwhile" && line["target"] == target)
@@ -219,7 +223,8 @@ fn directory(name: &str) -> PathBuf {
     directory
 }
 
-/// Replaces today's and tomorrow's log file by symbolic links to another file.
+/// Creates symbolic links to a file, with the names of today's and tomorrow's log file. Tomorrow's link is for a test
+/// that runs over midnight.
 fn link_log_files(target: &Path, directory: &Path) {
     for day in [chrono::Utc::now(), chrono::Utc::now() + chrono::Duration::days(1)] {
         let name = format!("{}.{}.log", env!("CARGO_PKG_NAME"), day.format("%Y-%m-%d"));

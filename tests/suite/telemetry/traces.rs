@@ -170,7 +170,8 @@ async fn only_failures_of_the_service_are_span_errors() {
     assert_eq!(status(&client_error), (SpanStatus::Unset, json!(404)));
     assert!(!client_error.attributes.contains_key("error.type"), "{client_error:#?}");
 
-    // A client disconnect is no error of the service, but the cancelled request is visible.
+    // A client disconnect is no error of the service. The span of the request has the status code 499, and the span of
+    // the cancelled statement is an error.
     let held = service.database().lock(TABLE).await;
     let disconnected = request("disconnected").in_background();
     service.database().wait_for_blocked_statements(1).await;
@@ -260,7 +261,7 @@ async fn the_standard_exporter_setting_is_supported() {
         silent.anonymous().get(PUBLIC).header("x-correlation-id", "not-exported").await.assert_status(200);
     let line = silent.wait_for_log("the access line", |line| line["correlation_id"] == "not-exported").await;
     assert!(line["trace_id"].is_string(), "logs still have the ids: {line:#}");
-    assert!(silent.terminate().await.success(), "the exit, before which an active exporter sends its spans");
+    assert!(silent.terminate().await.success(), "an active exporter would send its spans before the exit");
     assert_eq!(collector.requests(), 0);
 
     let sending = builder().with_traces_to(&collector).setting("OTEL_TRACES_EXPORTER", "otlp").start().await;

@@ -4,7 +4,7 @@ import { ago, clock, number } from "./format.js";
 
 let root, state;
 
-/** Returns whether a rule is firing or pending. Excludes the Watchdog alert, which always fires. */
+/** Returns whether a rule is firing or pending, or its condition is true. Excludes the Watchdog alert, which always fires. */
 export const isActive = ({ name, evaluation }) => name !== "Watchdog" && ["firing", "pending", "true"].includes(evaluation.state);
 
 export async function open(element) {
@@ -36,7 +36,7 @@ function rule(one, opened) {
     h("summary", { "data-row": true, "data-key": one.name },
       h("span", { class: `status ${TONE[evaluation.state] ?? "muted"}` }, LABEL[evaluation.state] ?? evaluation.state),
       h("span", { class: "name" }, h("b", {}, one.name), " ", h("small", { class: "muted" }, one.summary)),
-      h("span", { class: "n" }, value, evaluation.limit && h("small", { class: "muted" }, ` alert ${evaluation.limit}`)),
+      h("span", { class: "n" }, value, evaluation.limit && h("small", { class: "muted" }, ` alert if ${evaluation.limit}`)),
       h("span", { class: `severity ${one.severity}` }, one.severity)),
     h("pre", {}, one.expression),
     evaluation.since && h("p", {}, `Since ${clock(evaluation.since)}, ${ago(evaluation.since)} ago${one.hold_time ? `; the alert fires after ${one.hold_time}` : ""}.`),

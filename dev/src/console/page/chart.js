@@ -1,4 +1,4 @@
-// A line chart of the last minutes, with the times of active faults in the background.
+// A line chart of the last minutes. The background is shaded during the periods of faults.
 import { h, svg } from "./dom.js";
 import { clock, measure } from "./format.js";
 
@@ -12,7 +12,7 @@ const TONES = {
 /** Returns the colour class of a line: by the meaning of its name, or else by its position. */
 const tone = (name, position) => TONES[name] ?? `line${position % 4}`;
 
-/** Returns the next larger round number. */
+/** Returns the top of the y axis: the smallest round number that is at least the value, with a tolerance of 0.1 %. */
 function roundUp(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
@@ -42,7 +42,7 @@ function path(values, x, y, gap) {
   }).join("");
 }
 
-/** Creates the element of a chart. `periods` are the times during which faults were on. */
+/** Creates the element of a chart. `periods` are the times during which faults were on, and `span` is the length of the time axis in milliseconds. */
 export function chart({ id, title, unit, lines: order, expressions }, points, periods, span) {
   const lines = linesOf(points, id, order);
   const end = points.at(-1)?.at ?? Date.now();

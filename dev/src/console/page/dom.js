@@ -1,4 +1,4 @@
-// Creates elements. External data becomes text or an attribute, never markup.
+// Creates elements and sends requests. External data becomes text or an attribute, never markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -29,7 +29,7 @@ export function replace(element, ...children) {
   successor?.focus({ preventScroll: true });
 }
 
-/** Sends a GET, or a POST if there is a `body`, and returns the JSON response. Throws the error of an error response. */
+/** Sends a GET, or a POST if there is a `body`, and returns the JSON response. If the status is not 2xx, throws an error with the message in the response. */
 export async function fetchJson(path, body) {
   const options = body === undefined
     ? {}
@@ -41,11 +41,11 @@ export async function fetchJson(path, body) {
   return json;
 }
 
-/** Returns the query parameters of a URL, without empty ones. */
+/** Returns the query string of a URL with these parameters. Empty parameters are left out. */
 export function query(parameters) {
   const set = Object.entries(parameters).filter(([, value]) => value !== "" && value !== null && value !== undefined);
   return set.length === 0 ? "" : `?${new URLSearchParams(set)}`;
 }
 
-/** Creates the placeholder for an empty view. */
+/** Creates the text that an empty view or panel shows. */
 export const placeholder = (...content) => h("p", { class: "placeholder" }, ...content);

@@ -1,4 +1,4 @@
-// The view Faults: switches of faults, the standby, and the result of the reconciliation.
+// The view Faults: switches of faults and traffic, the standby, the result of the reconciliation, and past faults.
 import { fetchJson, h, placeholder, replace } from "./dom.js";
 import { ago, clock, number } from "./format.js";
 import { RECONCILIATION, FAULTS as DOMAIN_FAULTS, TRAFFIC, numbers } from "./domain.js";
@@ -23,7 +23,7 @@ export async function open(element) {
   failed = "";
   replace(root, placeholder("Loading the switches…"));
   await load();
-  // The lag of a standby changes without an event, so the page polls it.
+  // The server pushes no event when the lag of a standby changes, so the page polls the lag.
   if (database && root.classList.contains("view-faults")) timer = setInterval(load, 2000);
 }
 

@@ -1,4 +1,4 @@
-// Numbers and times in readable form.
+// Numbers, times and ids in readable form, and the colour of a status.
 
 /** Formats a duration in milliseconds, with a suitable unit. */
 export function duration(milliseconds) {
@@ -52,5 +52,5 @@ export function bytes(size) {
 export const statusClass = (status) =>
   status >= 500 ? "bad" : status >= 400 ? "warn" : status ? "good" : "muted";
 
-/** Returns the last six characters of a long id. */
+/** Returns the last six characters of an id with more than 12 characters. Returns any other id unchanged. */
 export const short = (id) => (id.length > 12 ? id.slice(-6) : id);

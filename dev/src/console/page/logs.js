@@ -51,7 +51,7 @@ const FIRST_FIELDS = ["error", "status", "method", "path", "duration_ms", "seal_
 const LAST_FIELDS = ["user_id", "client_address", "audit_log"];
 const rank = (name) => (FIRST_FIELDS.includes(name) ? FIRST_FIELDS.indexOf(name) : LAST_FIELDS.includes(name) ? 99 : 50);
 
-/** Creates the element of a log line, with a link to its trace, or with a button for its span if `onspan` is given. A click shows its fields. */
+/** Creates the element of a log line. The element has a link to the line's trace or, if `onspan` is given, a button that selects the line's span. A click on the line shows its fields. */
 export function line(one, { chosen = false, onspan = null, replica = false } = {}) {
   const fields = Object.entries(one.fields).sort(([left], [right]) => rank(left) - rank(right));
   const where = onspan
@@ -89,10 +89,9 @@ async function load(after) {
 function render(received, append) {
   if (!append) { list.replaceChildren(); replicas = new Set(); last = undefined; }
   if (received.length > 0) last = received.at(-1).number;
-  else last ??= undefined;
   received.forEach((one) => replicas.add(one.replica));
   if (list.querySelector(".placeholder") && received.length > 0) list.replaceChildren();
-  // New lines are added at the top, so that the lines being read do not scroll away.
+  // New lines are added at the top. On a page that is scrolled down, the browser's scroll anchoring then keeps the lines being read in place.
   list.prepend(...received.reverse().map((one) => line(one, { replica: replicas.size > 1 })));
   while (list.childElementCount > MAX_LINES) list.lastElementChild.remove();
   if (list.childElementCount === 0) list.append(placeholder("No stored line matches."));

@@ -1,4 +1,4 @@
-// The frame of all views: selects the view from the URL, and handles pushed events and keyboard shortcuts.
+// The frame of all views: selects the view from the URL, handles pushed events and keyboard shortcuts, and shows the banner of faults, the number of alerts and the theme.
 import { fetchJson, h, replace } from "./dom.js";
 import { ago } from "./format.js";
 import * as alerts from "./alerts.js";
@@ -9,7 +9,7 @@ import * as now from "./now.js";
 import * as traces from "./traces.js";
 import * as waterfall from "./waterfall.js";
 
-/** The views: `open(element, address, go)` builds a view, `update(changed, point)` handles changes, `close()` ends it. */
+/** The views: `open(element, address, go)` builds a view. The optional `update(changed, point)` handles the changed kinds of data and the newest values of the charts. The optional `close()` ends the view. */
 const VIEWS = { now, traces, waterfall, logs, alerts, faults, audit };
 const ORDER = ["now", "traces", "logs", "alerts", "faults", "audit"];
 
@@ -64,7 +64,7 @@ function setConnected(isOn, title) {
   connection.title = title;
 }
 
-/** The stream of changes. A hidden page closes its stream, because all pages share the browser's six connections to a host. */
+/** The stream of changes. A hidden tab closes its stream, because all tabs share the browser's six connections to a host. */
 let stream = null;
 function listen(isVisible) {
   if (isVisible === (stream !== null)) return;
@@ -91,12 +91,12 @@ function onMessage({ data }) {
   current?.update?.(changed, point);
 }
 
-/** Ignores failed requests, which are caused by leaving the page or by the end of cargo dev. */
+/** Ignores requests without a response, because leaving the page or the end of cargo dev causes them. */
 addEventListener("unhandledrejection", (event) => {
   if (event.reason instanceof TypeError && event.reason.message.includes("fetch")) event.preventDefault();
 });
 
-/** Shows the active faults on every view, with a button that ends the faults. */
+/** The banner of all views. It shows the active faults and whether the traffic is paused, with a button that ends the faults and resumes the traffic. */
 const banner = document.getElementById("banner");
 async function showBanner() {
   const state = await fetchJson("/api/faults").catch(() => null);

@@ -1,4 +1,4 @@
-// The view Now: health, figures, charts, routes.
+// The view Now: figures, charts, routes, the health of the replicas, and the memory use of the console.
 import { fetchJson, h, placeholder, query, replace } from "./dom.js";
 import { ago, bytes, duration, number } from "./format.js";
 import { chart } from "./chart.js";

@@ -5,12 +5,12 @@ import { RESTORE_VIEWS } from "./domain.js";
 
 /** The changes of the primary: name, button, effect, effect for customers, and the views that show the effect. */
 export const CHANGES = {
-  failover: ["Failover", "Fail over", "Kills the primary and promotes the standby. The old primary becomes a standby.",
-    "For some seconds, customers get 503 with Retry-After. A retry with the same key succeeds, and no confirmed change is lost.",
+  failover: ["Failover", "Fail over", "Kills the primary and promotes the standby. A new standby then replaces the old primary.",
+    "For some seconds, customers get 503 with Retry-After. A retry with the same idempotency key succeeds, and no confirmed change is lost.",
     [["/now", "5xx of the requests, and connections"], ["/logs?level=WARN", "the service closes its connections to the old primary"], ["/alerts", "DatabaseDown, if requests waited for a connection for longer than 2 s"]]],
   restore: ["Restore", "Restore to 30 s ago", "Stops both servers, recovers the database to its state 30 seconds ago, and runs after-restore.",
     "For some seconds, customers get 503. Every session ends, so customers get 401 and log in again. Changes of the last 30 seconds are lost, and the traffic counts responses about them as unexpected.",
-    [["/audit", "the event restore, and a gap that the verification accepts"], ["/alerts", "DatabaseDown with its symptoms, but not DatabaseRestored, because after-restore has run"], ...RESTORE_VIEWS]],
+    [["/audit", "the event restore, and a gap that the verification accepts"], ["/alerts", "DatabaseDown and the alerts of its symptoms, but not DatabaseRestored, because after-restore has run"], ...RESTORE_VIEWS]],
 };
 
 /** Reads the state of the database servers. Returns null if the database has no standby. */
@@ -23,7 +23,7 @@ function node({ address, role, standby }) {
     h("code", {}, address), h("b", {}, role), h("em", {}, detail));
 }
 
-/** Creates the panel. `request` sends a change. */
+/** Creates the panel of the view Faults. `request(path, body)` requests a change of the primary. */
 export function panel({ nodes, changes }, request) {
   const last = changes.at(-1);
   const running = last && !last.ended;

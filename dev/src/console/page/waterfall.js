@@ -16,7 +16,7 @@ export async function open(element, address, go) {
   await load();
 }
 
-/** Reloads a trace until it is 15 seconds old, because spans arrive in batches. */
+/** Reloads the trace after changes while it is missing or its start is less than 15 seconds ago, because spans arrive in batches. */
 export function update(changed) {
   const isRecent = !trace || Date.now() - trace.started < 15_000;
   return isRecent && (changed.has("traces") || changed.has("logs")) ? load() : undefined;
@@ -37,7 +37,7 @@ async function load() {
     ({ trace, lines } = found);
     render();
   } catch (error) {
-    if (!trace) replace(root, placeholder(`${error.message}. The trace may still be in progress: spans arrive one second after they end.`));
+    if (!trace) replace(root, placeholder(`${error.message}. The trace may still be in progress: spans arrive up to one second after their end.`));
   }
 }
 
@@ -86,7 +86,7 @@ function details(span) {
   return [
     h("h2", {}, span.name),
     span.status_message && h("p", { class: "bad" }, span.status_message),
-    attributes({ kind: span.kind, begins: `${duration(span.offset_ms)} after the trace`, takes: duration(span.duration_ms), ...span.attributes }),
+    attributes({ kind: span.kind, begins: `${duration(span.offset_ms)} after the start of the trace`, takes: duration(span.duration_ms), ...span.attributes }),
     span.events.length > 0 && [h("h3", {}, "Events"), span.events.map((event) => [h("p", {}, clock(event.at / 1e6, true), " ", event.name), attributes(event.attributes)])],
     span.links.length > 0 && [h("h3", {}, "Links to"), h("ul", {}, span.links.map(traceLink))],
     h("p", { class: "muted" }, "Span ", h("code", {}, span.span_id)),

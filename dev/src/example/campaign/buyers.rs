@@ -1,7 +1,8 @@
-//! Customers who retry each order and payment until the service acknowledges it, and remember all acknowledged ones.
+//! Customers who retry each order and payment until the service acknowledges it, and remember each acknowledged order
+//! and payment.
 //!
-//! A buyer places an order, pays it, and begins with the next order. Every amount is unique, so two charges of the same
-//! amount are a double charge, even if they have different idempotency keys at the gateway.
+//! A buyer places an order, pays it, and begins with the next order. Every purchase has a unique amount, so two charges
+//! of the same amount are a double charge, even if they have different idempotency keys at the gateway.
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
@@ -126,7 +127,8 @@ impl Buyers {
     }
 
     /// Compares all acknowledged orders and payments with the database, and retries each lost payment with its
-    /// idempotency key. Returns the violations.
+    /// idempotency key. Returns the violations: unexpected losses, double charges, failed probes, and responses that
+    /// the API contract does not allow.
     pub(super) async fn review(&mut self, test_bed: &TestBed) -> Result<Vec<String>, Error> {
         let mut violations: Vec<_> =
             self.failed.drain(..).map(|replica| format!("no write succeeds at {replica}")).collect();
@@ -274,8 +276,8 @@ impl Shop {
         Some((key, order))
     }
 
-    /// Pays an order, and retries until the outcome is known. Returns `None` if [`Self::send_until_acknowledged`] returns
-    /// `None`, for example for an order that is unknown to the service.
+    /// Pays an order, and retries until the outcome is known. Returns `None` if [`Self::send_until_acknowledged`]
+    /// returns `None`, for example for an order that is unknown to the service.
     async fn pay(&self, order: Uuid, key: &str) -> Option<Uuid> {
         let (path, card) = (format!("v1/orders/{order}/payments"), json!({ "payment_method": "pm_card_ok" }));
         let mut acknowledged = false;
@@ -294,8 +296,8 @@ impl Shop {
         }
     }
 
-    /// Retries a request until it succeeds. Returns `None` at the end of the campaign, if the resource is unknown to
-    /// the service, and for a response that the API contract does not allow.
+    /// Sends a request, and retries it until it succeeds. Returns `None` at the end of the campaign, if the resource is
+    /// unknown to the service, and for a response that the API contract does not allow.
     async fn send_until_acknowledged(
         &self,
         api: &Url,

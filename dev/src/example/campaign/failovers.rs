@@ -27,7 +27,7 @@ pub struct FailoverReport {
     pub unexpected: Vec<String>,
 }
 
-/// The results of the changes of one kind.
+/// The results of all changes of the primary of one kind.
 #[derive(Debug, Clone, Default)]
 pub struct ChangeReport {
     pub times: u32,
@@ -89,7 +89,8 @@ impl fmt::Display for FailoverReport {
         write!(
             formatter,
             "{} orders and {} payments acknowledged, {} double charges; {} lost payments restored by a retry; \
-             {}; asked to retry {:?}, {} without response, {} unexpected",
+             {}; responses that request a retry: {:?}; {} requests without a response; {} unexpected \
+             responses",
             self.orders,
             self.payments,
             self.double_charges,

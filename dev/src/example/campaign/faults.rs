@@ -9,7 +9,8 @@ use crate::{
     postgres::Failover,
 };
 
-/// The points in the code at which a replica can crash. `platform::resilience::crash` implements the crash.
+/// The points in the code of payments and refunds at which a replica can crash. `platform::resilience::crash`
+/// implements the crash.
 pub const CRASH_POINTS: [&str; 16] = [
     "payment.beginning",
     "payment.begun",
@@ -81,13 +82,13 @@ pub enum Fault {
     ExportDuringRead,
     /// A replica that is restarted with a secret that the gateway does not accept.
     Rotation { replica: usize, secret: Secret },
-    /// Signed events of the gateway that are unusable, or contradict a settled payment.
+    /// Signed events of the gateway that are unusable, or contradict a settled payment or refund.
     OddEvents,
     /// A client that sends texts which PostgreSQL cannot store.
     HostileTexts,
     /// Password changes during logins with the old password.
     PasswordChanges,
-    /// Clients that send or read slowly.
+    /// Clients that send slowly, and clients that never read.
     SlowClients,
     /// Another database server becomes the primary.
     Failover(Failover),
@@ -192,9 +193,9 @@ impl fmt::Display for ScheduledFault {
     }
 }
 
-/// Draws the faults of one round: a kill or crash, a gateway fault, a fault of clients, locks or secrets, and often a
-/// fourth fault. The fourth fault is a network fault, a database fault, a full disk or a kill. Returns the faults in
-/// chronological order.
+/// Draws the faults of one round: a kill or crash, a gateway fault, a fault of clients, locks or secrets
+/// (`docs/campaign.md`), and often a fourth fault. The fourth fault is a network fault, a database fault, a full disk
+/// or a kill. Returns the faults in chronological order.
 pub fn draw(rng: &mut impl Rng, replicas: usize, length: Duration) -> Vec<ScheduledFault> {
     let mut faults = vec![
         kill_or_crash(rng, replicas),
@@ -220,7 +221,7 @@ pub fn draw_failover(rng: &mut impl Rng, replicas: usize, length: Duration) -> V
     if rng.random_bool(0.3) {
         faults.push(kill_or_crash(rng, replicas));
     }
-    // A restore occurs as late as possible, so that the rows of several seconds are lost.
+    // A restore occurs as late as possible, so that many rows since the base backup are lost.
     let share = if failover == Failover::Restore { 1.0 } else { rng.random() };
     let after = latest_time(length).mul_f64(share);
     let failover = ScheduledFault { after, fault: Fault::Failover(failover) };

@@ -31,7 +31,7 @@ pub(super) struct Fleet {
     logs: PathBuf,
     client: reqwest::Client,
     full_disk: FullDisk,
-    /// Number of times that a replica was killed or crashed.
+    /// Number of processes that were killed or crashed, and were then replaced.
     pub(super) replica_exits: u32,
 }
 
@@ -130,7 +130,8 @@ impl Fleet {
         self.replace(replica, "CRASH_AT", point.as_ref()).await
     }
 
-    /// Replaces a replica with one whose log is on a full disk. This replica runs until another fault ends it.
+    /// Replaces a replica with one whose log is on a full disk. This replica runs until another fault ends it. Has no
+    /// effect on a system without `/dev/full`.
     pub(super) async fn fill_disk(&mut self, replica: usize) -> Result<(), super::Error> {
         match self.full_disk.path()?.map(Path::to_owned) {
             Some(directory) => self.replace(replica, "LOG_DIRECTORY", directory.as_os_str()).await,
@@ -152,7 +153,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Kills the replicas with a rotated secret. [`Self::restart_dead_replicas`] restarts them with the common settings.
+    /// Kills the replicas with a rotated secret. [`Self::restart_dead_replicas`] restarts them with the common
+    /// settings.
     pub(super) fn end_rotations(&mut self) {
         for replica in self.replicas.iter_mut().filter(|replica| replica.is_rotated) {
             // The replica may already be dead.

@@ -1,4 +1,4 @@
-//! Clients that send texts which PostgreSQL cannot store, and clients that send or read slowly.
+//! Clients that send texts which PostgreSQL cannot store, clients that send slowly, and clients that never read.
 use std::{net::SocketAddr, time::Duration};
 
 use reqwest::{Client, RequestBuilder, header};
@@ -20,15 +20,15 @@ const SLOW_CLIENTS: usize = 4;
 /// Pause between two pieces that a slow client sends.
 const SEND_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Time after which the service must have closed a slow connection. The service's own timeouts for reading a body and
-/// for writing a response are five seconds each.
+/// Time after which the service must have closed a slow connection. In a campaign, the service's own timeouts for
+/// reading a body and for writing a response are five seconds each.
 const MAX_CONNECTION_TIME: Duration = Duration::from_secs(20);
 
 /// Receive buffer of a client that never reads, in bytes.
 const RECEIVE_BUFFER_BYTES: u32 = 8 * 1024;
 
 /// Sends texts with NUL, half of a surrogate pair, or too many characters, in bodies, paths, queries and a header.
-/// Returns the responses that the API contract does not allow: a success, or a 5xx other than 503 and 504.
+/// Returns the responses that the API contract does not allow: every status except 4xx, 503 and 504.
 pub(super) async fn send_hostile_texts(api: Url) -> Vec<String> {
     let Ok(client) = http::client(Duration::from_secs(15)) else { return Vec::new() };
     let mut violations = Vec::new();
@@ -94,7 +94,7 @@ fn hostile_requests(client: &Client, api: &Url, token: &str) -> Vec<(String, Req
 }
 
 /// Opens connections that send a body slowly, and connections that never read their responses. Returns a violation for
-/// each connection that the service does not close.
+/// each connection that the service does not end within [`MAX_CONNECTION_TIME`].
 pub(super) async fn run_slow_clients(replicas: Vec<SocketAddr>) -> Vec<String> {
     let mut clients = JoinSet::new();
     for replica in replicas {

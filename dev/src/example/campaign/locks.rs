@@ -27,7 +27,7 @@ const READING_TIME: Duration = Duration::from_secs(6);
 const EXPORT_DEADLINE: Duration = Duration::from_secs(45);
 
 /// Maximum time for which a session waits for a lock on the audit log. A longer wait is a violation. The export's own
-/// `lock_timeout` is two seconds.
+/// `lock_timeout` is half a second.
 const MAX_LOCK_WAIT: Duration = Duration::from_secs(4);
 
 /// Interval of checks for lock waits. An export is retried after four intervals.
@@ -109,10 +109,11 @@ pub(super) struct Exporter {
 }
 
 impl Exporter {
-    /// Exports and drops an old partition while another transaction reads the audit log. Returns a violation if another
-    /// session waited too long for a lock on the audit log, because every audited change would wait too.
+    /// Exports and drops an old partition while another transaction reads the audit log. Returns a violation if a
+    /// session waited too long for a lock on the audit log. Such a wait is a violation, because every audited change
+    /// would wait too.
     pub(super) async fn export_during_read(self) -> Vec<String> {
-        // An error means that the database went down, which is not a violation.
+        // An error is not a violation, because the database may be down, or another fault may hold a lock.
         self.export().await.unwrap_or_default()
     }
 
@@ -139,7 +140,7 @@ impl Exporter {
         };
         let exported = async {
             let started = Instant::now();
-            // The export fails until the events are sealed, so the export is repeated.
+            // The export fails until the events are sealed, so a failed export is repeated.
             while started.elapsed() < READING_TIME && !self.run(&file, &month).await {
                 sleep(POLL_INTERVAL * 4).await;
             }

@@ -25,8 +25,8 @@ const PAYMENT_METHODS: [(&str, u32); 9] = [
     ("pm_card_error_after_charge", 1),
 ];
 
-/// The next action of a customer. Its order is removed from the customer's memory until the action completes, so that
-/// two concurrent actions never use the same order.
+/// The next action of a customer. While an action runs, the action's order is not in the customer's memory, so that two
+/// concurrent actions never use the same order.
 #[derive(Debug)]
 pub(super) enum Action {
     Browse { cursor: Option<String> },
@@ -85,7 +85,7 @@ impl Memory {
             return Some(action);
         }
         let order = self.take(|state| matches!(state, State::Unpaid { .. }))?;
-        // After a decline, the customer uses a card that succeeds.
+        // After a declined or failed payment, the customer uses a card that succeeds.
         let method = match order.state {
             State::Unpaid { declined_before: true } => "pm_card_ok",
             _ => PAYMENT_METHODS
@@ -127,7 +127,7 @@ impl Memory {
     }
 }
 
-/// Returns one to five products of one currency.
+/// Returns the items of an order: one to five products of one currency, each with a quantity.
 fn basket(rng: &mut StdRng, products: &[Product]) -> Value {
     let currency = products.choose(rng).map(|product| product.currency.clone());
     let choice: Vec<_> =

@@ -33,7 +33,8 @@ pub(crate) fn is_order(order: &Value) -> CheckResult {
     )
 }
 
-/// Checks that a payment belongs to this order, and has a state that its payment method allows.
+/// Checks that a payment has this order, amount and currency, and a status that this payment method allows. Checks that
+/// the payment has a failure reason if and only if it was declined or failed.
 pub(crate) fn check_payment(
     payment: &Value,
     order_id: &str,
@@ -50,7 +51,7 @@ pub(crate) fn check_payment(
     check("a payment has a known status", known.contains(&status))?;
     let rejected = ["declined", "failed"].contains(&status);
     let reason = payment.get("failure_reason").is_some_and(|reason| !reason.is_null());
-    check("only a failed or declined payment has a reason", rejected == reason)?;
+    check("a payment has a reason if and only if it was declined or failed", rejected == reason)?;
     let declined_card = ["pm_card_declined", "pm_card_expired", "pm_card_fraud"].contains(&method);
     check("a card that is always declined never pays", !declined_card || rejected || status == "processing")
 }

@@ -1,4 +1,4 @@
-//! The state of each customer, the state shared by all customers, and the results.
+//! The state of each customer, the state shared by all customers, and the counts of orders and payments.
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use crate::traffic::api::Call;
 
-/// Number of orders above which a customer's oldest finished order is removed. Unfinished orders are never removed.
+/// Number of orders above which [`Memory::store`] removes the customer's least recently used finished order. This limit
+/// removes no unfinished order.
 const MAX_ORDERS: usize = 12;
 
 /// A product for sale.
@@ -73,13 +74,13 @@ pub(crate) struct Memory {
     /// The cursor of the next page of products.
     pub(super) cursor: Option<String>,
     pub(super) orders: VecDeque<PlacedOrder>,
-    /// Idempotency key and items of each order whose placement had no definite response.
+    /// Idempotency key and items of each order whose placement is not confirmed and can be retried.
     pub(super) uncertain: Vec<(String, Value)>,
     pub(super) completed: Option<CompletedRequest>,
 }
 
 impl Memory {
-    /// Stores an order, and removes the oldest finished order above the limit.
+    /// Stores an order, and removes the least recently used finished order above [`MAX_ORDERS`].
     pub(super) fn store(&mut self, order: PlacedOrder) {
         self.orders.push_back(order);
         if self.orders.len() > MAX_ORDERS
@@ -122,7 +123,7 @@ pub struct Payments {
     pub succeeded: u64,
     pub declined: u64,
     pub failed: u64,
-    /// Payments with an unknown outcome.
+    /// Payments whose last response had the status `processing`.
     pub processing: u64,
 }
 

@@ -1,6 +1,6 @@
-//! The actions of customers: they browse, order, pay, cancel, and send invalid requests.
+//! The actions of customers, such as reading, ordering, paying, cancelling, and sending invalid requests.
 //!
-//! - [`memory`]: the state of each customer, the state shared by all customers, and the results
+//! - [`memory`]: the state of each customer, the state shared by all customers, and the counts of orders and payments
 //! - [`choices`]: the next action of a customer
 //! - [`shopping`], [`paying`], [`invalid_requests`]: the actions, each with its part of the API contract
 //! - [`expectations`]: the parts of the API contract that several actions share
@@ -20,7 +20,7 @@ use crate::traffic::{
     request::{ApiRequest, lock},
 };
 
-/// Sends one request without a session.
+/// Requests the first page of products without a session.
 pub(crate) async fn browse(request: &ApiRequest<'_>) {
     request.browse(None, None).await;
 }

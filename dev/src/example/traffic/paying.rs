@@ -1,4 +1,4 @@
-//! Paying an order, and polling a payment until its outcome is known.
+//! Paying an order, and polling a payment whose outcome is unknown.
 use std::sync::Mutex;
 
 use serde_json::{Value, json};

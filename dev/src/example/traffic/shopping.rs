@@ -1,4 +1,4 @@
-//! Actions on products and orders, and the dispatch from an action to its function.
+//! Actions on products, orders and the profile, and the dispatch from an action to its function.
 use std::sync::Mutex;
 
 use serde_json::{Value, json};
@@ -185,8 +185,8 @@ impl ApiRequest<'_> {
                 )
             })
             .await;
-        // Without a response the cancellation is uncertain, and a retry may be rejected. So the order is not used
-        // again.
+        // After any other outcome the cancellation may be uncertain, and a retry may be rejected. So the order is not
+        // used again.
         if let RequestOutcome::Expected(_) = outcome {
             self.report().counts.cancelled += 1;
             lock(customer).memory.store(PlacedOrder { state: State::Cancelled, ..order });
@@ -199,7 +199,7 @@ impl ApiRequest<'_> {
             .send_as(customer, &completed.call.with_token(token), |response| {
                 check_status(response, completed.status)?;
                 check("a replay is marked as a replay", response.is_replayed())?;
-                check("a replay is the first response", response.body == completed.body)
+                check("a replay has the body of the first response", response.body == completed.body)
             })
             .await;
         if let RequestOutcome::Expected(_) = outcome {

@@ -26,18 +26,19 @@ use url::form_urlencoded;
 
 use super::sqlstate;
 
-/// Timeout of one connection attempt, unless the URL has a `connect_timeout`. Without a timeout, a lost packet would
-/// block the next attempt, which may reach another host with the same name.
+/// Timeout of one lookup of a host's addresses, and of one connection attempt, unless the URL has a `connect_timeout`.
+/// Without a timeout, an attempt would wait for a lost host for minutes. A new attempt looks up the name again, and may
+/// reach another host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Pause before the next host is tried while the previous one has not responded yet (RFC 8305, section 8).
+/// Pause before the next host or address is tried while the previous one has not responded yet (RFC 8305, section 8).
 const STAGGER_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Pause before a host with a retryable error is tried again, while another host has not responded yet.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The parameters that sqlx applies. This module handles `target_session_attrs`, `connect_timeout`, `host`,
-/// `hostaddr` and `port`.
+/// The parameters that sqlx applies, except `options` ([`is_option`]). This module handles `target_session_attrs`,
+/// `connect_timeout`, `host`, `hostaddr` and `port`.
 const SQLX_PARAMETERS: [&str; 14] = [
     "sslmode",
     "ssl-mode",
@@ -67,7 +68,7 @@ pub struct DatabaseUrl {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.as_str())]
 pub enum Unavailable {
-    /// No host responds.
+    /// No host could be connected to, for example because of a timeout, a refused connection, or a TLS error.
     Unreachable,
     /// A host responds and rejects the connection, for example because of a wrong password, an unknown database, or too
     /// many connections.
@@ -173,8 +174,8 @@ impl DatabaseUrl {
         std::iter::once(&self.first).chain(&self.others)
     }
 
-    /// Connects to the first host that is a writable primary, in the order of the URL. Names are resolved at each
-    /// call, so that a changed DNS record takes effect.
+    /// Connects to a host that is a writable primary. The hosts are tried in the order of the URL ([`race`]). Names are
+    /// resolved at each call, so that a changed DNS record takes effect.
     pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         let connect_timeout = self.connect_timeout;
         race(self.servers().cloned().collect(), |server| connect_to_server(server, connect_timeout)).await
@@ -192,8 +193,9 @@ fn is_local(server: &PgConnectOptions) -> bool {
 
 /// Connects to one host, trying each address of its name.
 ///
-/// With `sslmode=require` and stricter modes, sqlx receives the name instead of an address, because TLS sends the name,
-/// and stricter modes verify it. Then tokio tries the addresses of the name, one after the other.
+/// With `sslmode=require` and stricter modes, sqlx receives the name instead of an address. TLS sends the name to the
+/// server, and `verify-full` compares the name with the certificate. In these modes, tokio tries the addresses of the
+/// name, one after the other.
 async fn connect_to_server(
     server: PgConnectOptions,
     connect_timeout: Duration,
@@ -302,8 +304,8 @@ pub(super) fn is_retryable(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Returns the rank of an error. If all hosts fail, the error with the highest rank is returned, because that error is
-/// the most informative.
+/// Returns the rank of an error. If all hosts fail, [`race`] returns the error with the highest rank, because that
+/// error is the most informative.
 fn rank(error: &sqlx::Error) -> u8 {
     match Unavailable::of(error) {
         Unavailable::Standby | Unavailable::ReadOnly => 2,
@@ -334,7 +336,8 @@ impl Debug for DatabaseUrl {
 impl FromStr for DatabaseUrl {
     type Err = String;
 
-    /// Parses a URL. The error never contains the text, because the text may contain a password.
+    /// Parses a URL. The error contains no text of the URL except the name of an unsupported parameter, because the
+    /// text may contain a password.
     fn from_str(text: &str) -> Result<Self, String> {
         let expected =
             || "must be a PostgreSQL URL, such as postgres://user:password@host:5432/database".to_owned();
@@ -380,7 +383,8 @@ impl FromStr for DatabaseUrl {
     }
 }
 
-/// Returns the host that sqlx uses for a URL without a host: `PGHOST`, or a socket in the default directory.
+/// Returns the host that sqlx uses for a URL without a host: `PGHOSTADDR`, `PGHOST`, an existing socket in a default
+/// directory, or `localhost`.
 fn default_host() -> String {
     PgConnectOptions::new_without_pgpass().get_host().to_owned()
 }
@@ -444,9 +448,9 @@ impl Parameters {
                 known if SQLX_PARAMETERS.contains(&known) || is_option(known) => {
                     for_sqlx.append_pair(known, &value);
                 }
-                // The name may be the rest of a password that is not percent-encoded. Such a name contains `@`, and
-                // must not be in the error.
-                unknown if unknown.bytes().all(|byte| byte.is_ascii_lowercase() || b"_-".contains(&byte)) => {
+                // A query with `@` is probably the rest of a password that is not percent-encoded, so no part of the
+                // query must be in the error.
+                unknown if !query.contains('@') => {
                     return Err(format!("has the parameter `{unknown}`, which is not supported"));
                 }
                 _ => return Err("has a parameter that is not supported".into()),

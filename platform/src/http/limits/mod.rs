@@ -1,7 +1,7 @@
-//! Limits on requests, and the security headers of responses.
+//! Limits on requests, and the security and CORS headers of responses.
 //!
-//! Each limit is a separate middleware that rejects with a [`Problem`] before any work is done. The API's router sets
-//! their order.
+//! Each limit is a separate middleware that responds with a [`Problem`]. Most limits reject a request before any work
+//! is done, and [`deadline`] ends work in progress. `src/api/layers.rs` sets the order of the middleware.
 mod rate;
 
 use std::{sync::Arc, time::Duration};
@@ -52,7 +52,8 @@ pub async fn shed(State(InFlight(permits)): State<InFlight>, request: Request, n
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(pub Instant);
 
-/// Drops a request that exceeds its time limit, together with its work, and responds with 504.
+/// Drops the handler of a request that exceeds its time limit, and responds with 504. Tasks that the handler has
+/// spawned continue.
 pub async fn deadline(State(limit): State<Duration>, mut request: Request, next: Next) -> Response {
     let deadline = Instant::now() + limit;
     request.extensions_mut().insert(Deadline(deadline));
@@ -85,7 +86,7 @@ pub async fn body_limit(State(limit): State<BodyLimit>, request: Request, next: 
 }
 
 /// Adds security headers for browsers, unless the response already has them. These headers forbid media type sniffing,
-/// referrers, caching, and rendering the response as a page.
+/// referrers, caching, loading other resources, and showing the response in a frame.
 pub fn security_headers<B>(mut response: Response<B>) -> Response<B> {
     let headers = response.headers_mut();
     set_if_absent(headers, header::X_CONTENT_TYPE_OPTIONS, "nosniff");

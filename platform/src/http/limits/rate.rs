@@ -38,8 +38,8 @@ type Limiter<K> =
 pub struct RateLimitStatus {
     quota: Quota,
     remaining: u32,
-    /// Time until the next request is allowed. While requests are allowed: time until the full quota is available
-    /// again.
+    /// Time until the next request is allowed, if a request was rejected. Otherwise the time until the full quota is
+    /// available again.
     reset: Duration,
 }
 
@@ -50,7 +50,7 @@ impl RateLimitStatus {
     /// Returns the reset time in whole seconds, rounded up and at least one. A caller that waits this long is not too
     /// early.
     fn reset_seconds(&self) -> u64 {
-        self.reset.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
+        self.reset.as_nanos().div_ceil(1_000_000_000).max(1).try_into().unwrap_or(u64::MAX)
     }
 
     /// Adds the limit and the remaining quota to the response, without replacing the headers of other limits.
@@ -142,8 +142,8 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
     }
 }
 
-/// Rejects requests that exceed the rate limit of the client's [network](ClientAddress::network). Runs before
-/// authentication.
+/// Rejects requests that exceed the rate limit of the client's [network](ClientAddress::network), and adds the
+/// `RateLimit` headers to responses. Runs before authentication.
 pub async fn limit_by_address(
     State(limiter): State<Arc<RateLimiter<IpAddr>>>,
     Extension(client): Extension<ClientAddress>,

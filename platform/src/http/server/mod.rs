@@ -71,7 +71,7 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// Maximum time during which a client reads nothing of a response.
     pub write_timeout: Duration,
-    /// Time that a connection without a request is kept open.
+    /// Time that a connection without a request is kept open; up to twice this time on HTTP/2.
     pub idle_timeout: Duration,
 }
 
@@ -327,7 +327,8 @@ impl ConnectionContext {
         });
         let mut connection = pin!(self.protocol.serve_connection(TokioIo::new(stream), service));
         let result = tokio::select! {
-            // This order matters: a request that has arrived when the drain starts is still handled.
+            // The connection is polled first, so that a request that has arrived when the drain starts is still
+            // handled.
             biased;
             result = connection.as_mut() => result,
             () = self.draining.cancelled() => {
@@ -341,7 +342,7 @@ impl ConnectionContext {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     result = connection => result,
-                    // The client does not read a pending response.
+                    // A client that does not read a pending response would keep the connection open.
                     () = sleep(self.write_timeout) => return,
                     () = self.aborting.cancelled() => return,
                 }

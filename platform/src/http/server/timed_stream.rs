@@ -1,17 +1,17 @@
 //! A stream that fails when a request's headers arrive too slowly, or when the client does not read its response.
 //!
 //! **Headers.** The timeout starts when the connection is accepted, because a client that sends nothing also occupies a
-//! connection slot. The timeout starts again at the first byte after a request. hyper's own timeout cannot distinguish
-//! an idle connection from a slow client. hyper's timeout also does not start until the first bytes have revealed the
-//! protocol's version. On HTTP/2, pings replace this timeout after the first request.
+//! connection slot. The timeout starts again at the first byte of each further request. hyper's own timeout cannot
+//! distinguish an idle connection from a slow client. hyper's timeout also does not start until the first bytes have
+//! revealed the protocol's version. On HTTP/2, pings replace this timeout after the first request.
 //!
 //! **Responses.** hyper 1 waits without a limit for a client that does not read. So a write fails if it is pending for
 //! too long.
 //!
 //! **Half-closed connections.** A client may close its side of the connection after its request and still wait for the
 //! response. The server cannot distinguish such a client from one that has disconnected. hyper ends the requests of
-//! both clients immediately, or continues the requests of both if `half_close` is set. So while a request is in flight,
-//! this stream withholds the end of the input from hyper, for at most [`HALF_CLOSE_TIMEOUT`].
+//! both clients immediately, or continues the requests of both if `half_close` is set. So while an HTTP/1 request is in
+//! flight, this stream withholds the end of the input from hyper, for at most [`HALF_CLOSE_TIMEOUT`].
 use std::{
     io,
     pin::Pin,
@@ -30,7 +30,7 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
-/// Time that a request continues after its client has closed its side of the connection.
+/// Maximum time that a request continues after its client has closed its side of the connection.
 const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Counters of the requests of one connection. The service function that handles the requests updates the counters, and

@@ -1,11 +1,12 @@
 //! Liveness, readiness, and the health report.
 //!
 //! Liveness checks no dependency. If it checked the database, an outage of the database would restart every replica.
-//! Readiness checks the required dependencies. A failed optional dependency only makes the service *degraded*.
+//! Readiness fails if a required dependency has failed, or if the process is shutting down. A failed optional
+//! dependency only makes the service *degraded*.
 //!
 //! Checks run concurrently under one deadline, and their results are cached for a short time, so that probes cause
-//! little load. Every client of the listener can read a check's message. So the message of a failed check is a fixed
-//! sentence without credentials, and the details of the failure are logged.
+//! little load. Every client of the operations listener can read a check's message. So the message of a failed check is
+//! a fixed sentence without credentials, and the details of the failure are logged.
 use std::{
     collections::BTreeMap,
     pin::Pin,
@@ -120,7 +121,7 @@ struct NamedCheck {
     check: Check,
 }
 
-/// The results of all checks at one time.
+/// The results of one run of all checks.
 #[derive(Debug, Clone)]
 struct Round {
     finished: Instant,

@@ -1,8 +1,8 @@
 //! The authorization of log level changes. Without it, any caller could turn logging off, and so hide later actions.
 //!
-//! - The request's `Host` must be loopback or the listener's own address. A web page in an operator's browser can
-//!   resolve its own name to this address (DNS rebinding). The page's requests then come from the operator's machine,
-//!   but their `Host` is the page's name.
+//! - The request's `Host` must be loopback or the listener's own address. For a listener on all addresses, it may be
+//!   any IP address. A web page in an operator's browser can resolve its own name to the listener's address (DNS
+//!   rebinding). The page's requests then come from the operator's machine, but their `Host` is the page's name.
 //! - A caller that is not on loopback must send the token that `OPS_TOKEN` sets. If `OPS_TOKEN` is not set, only
 //!   loopback callers may change the level.
 use std::net::{IpAddr, SocketAddr};

@@ -98,11 +98,11 @@ struct Change {
 }
 
 impl LogLevel {
-    /// Creates the log level that the listener at `address` serves. Callers that are not on loopback must send `token`.
-    /// Without a token, only callers on loopback may change the level.
+    /// Creates the log level that the listener at `address` serves. Callers that are not on loopback must send `token`
+    /// to change the level. Without a token, only callers on loopback may change it.
     ///
-    /// `on_event` is called with each change and each rejection, in the context of the request that caused it, and must
-    /// not block.
+    /// `on_event` is called with each change and each unauthorized attempt, in the context of the request that caused
+    /// it, and must not block.
     pub fn new(
         filter: LogFilter,
         address: SocketAddr,

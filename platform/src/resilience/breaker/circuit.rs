@@ -5,12 +5,12 @@ use tokio::time::Instant;
 
 use super::{Open, Settings, State};
 
-/// The outcome of a call.
+/// The verdict on a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Succeeded,
     Failed,
-    /// The call was cancelled before it had an outcome.
+    /// The permit was dropped before the caller reported a verdict.
     Cancelled,
 }
 
@@ -43,7 +43,8 @@ impl Phase {
     }
 }
 
-/// The rejection while all probes are in flight. Its retry time is short, because a probe will have an outcome soon.
+/// The rejection in the half-open state, while no further call is admitted. Its retry time is short, because a call in
+/// flight will have an outcome soon.
 pub(super) const PROBES_IN_FLIGHT: Open = Open { retry_after: Duration::from_secs(1) };
 
 impl Circuit {
@@ -70,9 +71,9 @@ impl Circuit {
         }
     }
 
-    /// Admits a call, and returns the number of transitions so far. In the half-open state, one background call at a time is admitted
-    /// in addition to the foreground probes. A background call in flight uses up no foreground probe, and its success
-    /// counts towards closing the breaker.
+    /// Admits a call, and returns the number of transitions so far. In the half-open state, one background call at a
+    /// time is admitted in addition to the foreground probes. A background call in flight uses up no foreground probe,
+    /// and its success counts towards closing the breaker.
     pub(super) fn admit(&mut self, call: Call, settings: &Settings, now: Instant) -> Result<u64, Open> {
         self.half_open_if_due(now);
         match (&mut self.phase, call) {

@@ -1,4 +1,5 @@
-//! The circuit breaker: stops calls to a failing dependency, and probes regularly for its recovery.
+//! The circuit breaker: stops calls to a failing dependency, and regularly admits a few calls as probes, which detect
+//! its recovery.
 //!
 //! *Closed*: every call is admitted, and failures are counted over a sliding window. If the share of failed calls is
 //! high enough, and there were enough calls, the breaker *opens*. *Open*: calls are rejected immediately. So callers do
@@ -34,15 +35,15 @@ crate::metrics! {
 pub struct Settings {
     /// Length of the sliding window.
     pub window: Duration,
-    /// Minimum number of outcomes in the window before the breaker can open. Two failures in two calls do not prove an
-    /// outage.
+    /// Minimum number of outcomes in the window before a closed breaker can open. Two failures in two calls do not
+    /// prove an outage.
     pub minimum_calls: u32,
-    /// The share of failures, from 0 to 1, that opens the breaker.
+    /// The ratio of failures to calls, from 0 to 1, at which a closed breaker opens.
     pub failure_ratio: f64,
     /// Time for which an open breaker rejects every call. Limited to [`MAX_OPEN_TIME`].
     pub open_for: Duration,
-    /// Maximum number of concurrent probes when half-open, and the number of successful probes that closes the
-    /// breaker.
+    /// Maximum number of concurrent probes when half-open, without background calls. The same number of successful
+    /// calls closes the breaker, and background calls count.
     pub probes: u32,
 }
 
@@ -144,7 +145,7 @@ impl Breaker {
     /// Acquires a permit for one call. The caller reports the verdict to the permit.
     ///
     /// # Errors
-    /// The breaker is open, or half-open with all of its probes in flight.
+    /// The breaker is open, or half-open with all of its probes in flight or succeeded.
     pub fn acquire(&self) -> Result<Permit, Open> {
         self.permit(Call::Foreground)
     }
@@ -154,7 +155,7 @@ impl Breaker {
     /// and customers' requests would be rejected.
     ///
     /// # Errors
-    /// The breaker is open, or half-open with such a call in flight.
+    /// The breaker is open, or half-open with a background call in flight.
     pub fn acquire_in_background(&self) -> Result<Permit, Open> {
         self.permit(Call::Background)
     }

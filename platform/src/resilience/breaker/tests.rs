@@ -205,8 +205,8 @@ proptest! {
             let probes = |kind| calls.iter().filter(|call| **call == (circuit.transitions, kind)).count();
             if circuit.state() == State::HalfOpen {
                 let (requests, background) = (probes(Call::Foreground), probes(Call::Background));
-                prop_assert!(requests <= SETTINGS.probes as usize, "{requests} probes at once");
-                prop_assert!(background <= 1, "{background} background calls at once");
+                prop_assert!(requests <= SETTINGS.probes as usize, "{requests} concurrent probes");
+                prop_assert!(background <= 1, "{background} concurrent background calls");
             }
             if before != State::Open && circuit.state() == State::Open {
                 prop_assert!(matches!(step, Step::Fail), "opened without a failure");

@@ -49,7 +49,7 @@ impl LogFilter {
     /// Replaces the filter immediately.
     ///
     /// # Errors
-    /// The expression is invalid. Then the filter does not change.
+    /// The expression is invalid, or the layer of the filter no longer exists. Then the filter does not change.
     pub fn set(&self, expression: &str) -> Result<(), String> {
         let filter = parse(expression)?;
         let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);

@@ -1,13 +1,15 @@
 //! Logs: one line per event, on standard output and, if a directory is set, in daily files. With
-//! `OTEL_LOGS_EXPORTER=otlp` each line is also exported as a log record.
+//! `OTEL_LOGS_EXPORTER=otlp` the lines are also exported as log records, except those of the libraries that the export
+//! uses.
 //!
 //! A line takes its correlation id and its user from the [task's context](correlation), and its trace from the current
 //! span, never from span fields. So no filter can remove these ids from a line, and opening a span does not format its
 //! fields.
 //!
-//! Logging never blocks. Lines go through a bounded queue to a separate thread. Lines that do not fit into the queue,
-//! or cannot be written (a full disk, a closed pipe), are lost and counted in `log_lines_dropped_total`. Audit log
-//! lines pass every filter and have queues of their own, so neither a filter nor other lines can suppress them.
+//! Logging never blocks. Each output has bounded queues, and a separate thread writes the lines of each queue. Lines
+//! that do not fit into a queue, or cannot be written (a full disk, a closed pipe), are lost and counted in
+//! `log_lines_dropped_total`. Audit log lines of level `info` or more severe pass every filter and have queues of their
+//! own, so neither a filter nor other lines can suppress them.
 mod filter;
 mod json;
 mod pretty;
@@ -60,7 +62,7 @@ struct Line<'a> {
     trace: Option<(TraceId, SpanId)>,
 }
 
-/// Buffers in which a line is formatted. Each thread reuses its own buffers, so that a line allocates no memory.
+/// Buffers in which a line is formatted. Each thread reuses its own buffers, so that a line needs no new ones.
 #[derive(Default)]
 struct Buffers {
     line: Vec<u8>,

@@ -1,4 +1,4 @@
-//! Log lines for a terminal: time, level, target, message, fields, and the ids in a dimmed colour.
+//! Log lines for a terminal: time, level, target, message, fields, correlation id and trace id.
 use std::{
     error::Error,
     fmt::{Arguments, Debug, Display, Write as _},
@@ -100,7 +100,8 @@ impl Visit for Fields<'_> {
     }
 }
 
-/// A text whose control characters are escaped, so that it cannot control the terminal.
+/// A text that cannot control the terminal: the lines after the first are indented, and all control characters except
+/// newline and tab are escaped.
 struct EscapedText<'a>(&'a str);
 
 impl Display for EscapedText<'_> {

@@ -45,7 +45,7 @@ impl Records {
     /// Must be called within the tokio runtime, because the gRPC client needs the runtime.
     ///
     /// # Errors
-    /// An environment variable of the export is invalid.
+    /// An environment variable of the export is invalid or missing, or the exporter cannot be created.
     pub(in crate::telemetry) fn start(
         resource: &Resource,
         settings: &OpenTelemetry,
@@ -74,11 +74,11 @@ impl Records {
 
     /// Exports the remaining records, for at most `timeout`.
     pub(in crate::telemetry) fn finish(&self, timeout: Duration) {
-        // The processor logs the records that are lost.
+        // The processor logs the number of lost records.
         let _lost = self.provider.shutdown_with_timeout(timeout);
     }
 
-    /// Queues a line for the export.
+    /// Queues a line for the export, unless the line is from a library that the export uses.
     pub(super) fn write(&self, line: &Line<'_>, text: &mut String) {
         let target = line.metadata.target();
         if otlp::is_export_target(target) {
@@ -147,7 +147,7 @@ impl Visit for Attributes<'_> {
         self.field(field, value);
     }
 
-    /// Exports a value above `i64::MAX` as text, because OTLP has no unsigned numbers.
+    /// Adds an integer. A value above `i64::MAX` is added as text, because OTLP has no unsigned numbers.
     fn record_u64(&mut self, field: &Field, value: u64) {
         match i64::try_from(value) {
             Ok(value) => self.field(field, value),
@@ -205,7 +205,7 @@ impl LogProcessor for BoundedProcessor {
         self.inner.force_flush()
     }
 
-    /// Exports the remaining records. Counts and logs those that are lost.
+    /// Exports the remaining records. Counts the lost records, and logs their number.
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
         let (result, lost) = self.queue.finish(|| self.inner.shutdown_with_timeout(timeout));
         if lost > 0 {

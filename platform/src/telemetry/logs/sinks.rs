@@ -43,7 +43,7 @@ pub enum LogsError {
         /// The operating system's error.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// Log records cannot be exported.
+    /// The export of log records cannot be set up.
     #[error(transparent)]
     Export(#[from] ExportError),
     /// A metric could not be registered, which is a bug.
@@ -56,10 +56,11 @@ pub enum LogsError {
 const MAX_QUEUED_LINES: usize = 8_192;
 
 /// Maximum number of queued audit log lines per sink: those of a busy service in about half a minute. Audit log lines
-/// have a queue of their own, so that neither a flood of other lines nor a slow reader causes their loss. A reader that
-/// stalls permanently must not stop the service, so lines that do not fit are dropped and counted. The audit events of
-/// dropped lines are not lost, because the database stores them. The number and hash of the newest seal (see
-/// `docs/audit.md`) are logged again at each sealing interval.
+/// have a queue of their own, so that a flood of other lines does not cause their loss. The queue is long, so that a
+/// reader that is slow for a short time does not cause it either. A reader that stalls permanently must not stop the
+/// service, so lines that do not fit are dropped and counted. The audit events of dropped lines are not lost, because
+/// the database stores them. The number and hash of the newest seal (see `docs/audit.md`) are logged again at each
+/// sealing interval.
 const MAX_QUEUED_AUDIT_LINES: usize = 16_384;
 
 /// A queue, and a thread that writes its lines.
@@ -139,7 +140,8 @@ pub(in crate::telemetry) fn open(
     Ok((opened.sinks, Guards(opened.guards)))
 }
 
-/// Opens a writer of daily files (UTC), which deletes all but the newest `kept` files, and keeps at least two.
+/// Opens a writer of daily files (UTC). The writer keeps the newest `kept` files, and one more while no restart has
+/// deleted it.
 fn daily_files(
     directory: &Path,
     name: &str,
@@ -151,8 +153,9 @@ fn daily_files(
         .rotation(Rotation::DAILY)
         .filename_prefix(name)
         .filename_suffix("log")
-        // With a maximum of one, tracing-appender 0.2 would delete the current file at each start, before it opens it.
-        .max_log_files(kept.max(2))
+        // At a start, tracing-appender 0.2 deletes all but `max - 1` files before it opens the current one, even if the
+        // current file is among these.
+        .max_log_files(kept.max(1) + 1)
         .build(directory)?;
     Ok(appender)
 }
@@ -213,11 +216,11 @@ impl Sink {
     }
 }
 
-/// Pause of the writing thread after each batch, during which the next lines are queued. Without this pause, most
-/// batches would be a single line, and each line would cost a thread wake-up and a write.
+/// Pause of the writing thread after it has emptied the queue, during which the next lines are queued. Without this
+/// pause, most batches would be a single line, and each line would cost a thread wake-up and a write.
 const BATCH_PAUSE: Duration = Duration::from_millis(2);
 
-/// Maximum number of bytes in one write.
+/// Number of bytes from which a batch is written even if more lines are queued.
 const MAX_BATCH_BYTES: usize = 64 * 1024;
 
 /// Pause before the next attempt to write to a full output, such as a pipe with a slow reader.
@@ -235,7 +238,7 @@ struct OutputState {
 }
 
 /// A writer that writes queued lines together. It counts the lines whose write fails, because the writing thread
-/// ignores errors. It flushes as soon as the queue is empty.
+/// ignores errors. The writing thread flushes the writer as soon as the queue is empty.
 ///
 /// Container runtimes and test runners may pass a non-blocking pipe as the output. If the reader of the pipe is slow, a
 /// write may end in the middle of a line. The rest is then retried.
@@ -279,7 +282,7 @@ impl<W: Write> Batch<W> {
     }
 }
 
-/// Retries a write while the output is full.
+/// Retries a write that was interrupted, and a write to a full output for at most [`MAX_FULL_TIME`].
 fn retry_while_full<T>(mut write: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let started = Instant::now();
     loop {

@@ -33,9 +33,9 @@ use super::TracedHistograms;
 ///
 /// A kind is `counter`, `gauge` (integers), `float_gauge` or `histogram(BUCKETS)` (seconds).
 ///
-/// The macro also generates a function `initialize`, which must be called once at start. `initialize` creates every
-/// series whose label values are listed with `in`. Otherwise a series would appear only with its first event. Then
-/// `rate()` misses that event, and an alert rule on the missing series never fires.
+/// The macro also generates a function `initialize`, to be called once at start. `initialize` creates every series
+/// without labels, and every series whose label values are all listed with `in`. Otherwise a series would appear only
+/// with its first event. Then `rate()` misses that event, and an alert rule with `rate()` does not fire.
 #[macro_export]
 macro_rules! metrics {
     ($(
@@ -49,7 +49,8 @@ macro_rules! metrics {
                 $crate::metrics!(@new $kind $(($buckets))? $name, concat!($($help),+).trim() $(, [$($label),+])?);
         )+}
 
-        /// Creates every series whose label values are listed, so that no alert rule depends on a missing series.
+        /// Creates every series without labels and every series whose label values are all listed, so that they exist
+        /// before their first event.
         pub fn initialize() {
             $($crate::metrics!(@initialize $NAME $({ $($label $(in $values)?),+ })?);)+
         }

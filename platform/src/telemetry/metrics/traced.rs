@@ -1,5 +1,5 @@
-//! Histograms with exemplars: each bucket stores the trace of a recent operation. An exemplar leads from a latency
-//! spike to the trace of one of its operations.
+//! Histograms with exemplars: each bucket stores the trace of a recent sampled operation. An exemplar leads from a
+//! latency spike to the trace of one of its operations.
 //!
 //! The `prometheus` crate has no exemplars, so they are stored separately, and only the `OpenMetrics` format exposes
 //! them. Storing an exemplar does not wait for the lock of its bucket. If another thread holds this lock, the new

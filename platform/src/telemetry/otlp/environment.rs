@@ -1,5 +1,5 @@
-//! The `OTEL_*` variables that the SDK does not read as the specification requires, and warnings about invalid
-//! variables.
+//! The `OTEL_*` variables that the SDK does not read as the specification requires, and warnings about invalid and
+//! unsupported variables.
 use std::{collections::BTreeSet, env, time::Duration};
 
 use opentelemetry::KeyValue;
@@ -12,7 +12,7 @@ use crate::{
     telemetry::settings::{LogsExporter, OpenTelemetry},
 };
 
-/// Timeout of one export. It is shorter than the specification's ten seconds, so that an unresponsive collector
+/// Default timeout of one export. It is shorter than the specification's ten seconds, so that an unresponsive collector
 /// cannot delay the end of the process.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -53,8 +53,9 @@ pub(in crate::telemetry) fn names(list: &str) -> impl Iterator<Item = &str> {
 /// of its exporter turns the export off.
 ///
 /// # Errors
-/// The signal's own endpoint variable is not a URL, or log records are to be exported and no endpoint is set. The URL
-/// is checked here, because the exporter would silently drop all data if the URL had no scheme.
+/// The signal's own endpoint variable is not an `http` or `https` URL, or log records are to be exported and no
+/// endpoint is set. The URL is checked here, because the exporter would silently drop all data if the URL had no
+/// scheme.
 pub(super) fn endpoint(signal: Signal, settings: &OpenTelemetry) -> Result<Option<Url>, ExportError> {
     let is_exported = match signal {
         // The SDK does not read `OTEL_TRACES_EXPORTER`.

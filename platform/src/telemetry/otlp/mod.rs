@@ -90,7 +90,7 @@ pub(super) struct Http {
 /// Returns the transport of a signal, or `None` if the signal is not exported.
 ///
 /// # Errors
-/// An environment variable of the export is invalid.
+/// An environment variable of the export is invalid or missing, or the HTTP client cannot be created.
 pub(super) fn transport(signal: Signal, settings: &OpenTelemetry) -> Result<Option<Transport>, ExportError> {
     let Some(endpoint) = environment::endpoint(signal, settings)? else { return Ok(None) };
     let timeout = environment::timeout(signal);
@@ -127,8 +127,8 @@ impl Http {
     }
 }
 
-/// Returns whether a target is part of the export itself. Exporting the events of such a target would create further
-/// events endlessly.
+/// Returns whether a target belongs to a library that the export uses. Exporting the events of such a target would
+/// create further events endlessly.
 pub(super) fn is_export_target(target: &str) -> bool {
     ["h2", "hyper", "opentelemetry", "reqwest", "rustls", "tonic", "tower"]
         .iter()

@@ -71,7 +71,7 @@ impl Queue {
     }
 
     /// Closes the queue and runs the last export. Returns the result of this export, and the number of items that were
-    /// lost because their export failed or did not finish in time.
+    /// lost after the queue was closed.
     pub(in crate::telemetry) fn finish(
         &self,
         export: impl FnOnce() -> OTelSdkResult,

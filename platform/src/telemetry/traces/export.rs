@@ -49,7 +49,7 @@ impl SpanProcessor for BoundedProcessor {
         self.inner.force_flush()
     }
 
-    /// Exports the remaining spans. Counts and logs those that are lost.
+    /// Exports the remaining spans. Counts the lost spans, and logs their number.
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
         let (result, lost) = self.queue.finish(|| self.inner.shutdown_with_timeout(timeout));
         if lost > 0 {

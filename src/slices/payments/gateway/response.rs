@@ -40,7 +40,7 @@ impl TryFrom<String> for GatewayId {
 /// A charge as the gateway reports it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Charge {
-    /// The gateway's id.
+    /// The gateway's id of the charge.
     pub id: GatewayId,
     /// The gateway key of the payment.
     pub reference: GatewayKey,
@@ -77,7 +77,7 @@ impl ChargeStatus {
 /// A refund as the gateway reports it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct GatewayRefund {
-    /// The gateway's id.
+    /// The gateway's id of the refund.
     pub id: GatewayId,
     /// The gateway key of the refund.
     pub reference: GatewayKey,
@@ -136,11 +136,11 @@ impl<T> GatewayResponse<T> {
 pub enum SendResult<T> {
     /// The gateway returned the object. The outcome is certain if the object matches the request.
     Response(GatewayResponse<T>),
-    /// The gateway rejected the request (4xx). For a charge, the outcome is certain only if no other attempt may have
-    /// reached the gateway. For a refund, a rejection is never a certain outcome.
+    /// The gateway rejected the request (4xx except 408, 409, 425 and 429). For a charge, the outcome is certain only
+    /// if no other attempt may have reached the gateway. For a refund, a rejection is never a certain outcome.
     Rejected(StatusCode),
-    /// The gateway has a different body under this key (409). The outcome is unknown. This must never happen, because
-    /// the stored body is resent unchanged.
+    /// The gateway has a different body under this key (409). The outcome is unknown. A 409 is not expected, because
+    /// each resend has the stored body unchanged.
     Conflict,
     /// The outcome is unknown.
     Unknown(Unknown),
@@ -161,12 +161,12 @@ pub enum Unknown {
     /// The gateway responded with a status that leaves the outcome unknown.
     #[error("the gateway responded with {status}")]
     Status {
-        /// 5xx, 3xx, 408, 425 or 429; for a list, any status other than 2xx.
+        /// 5xx, 3xx, 408, 425 or 429; for a poll or a readiness check, any status other than 2xx.
         status: StatusCode,
         /// The pause that the gateway requests before a retry.
         retry_after: Option<Duration>,
     },
-    /// The response is not JSON, or is too long.
+    /// The response is not JSON or is too long, or a page of the listing names its own cursor as the next one.
     #[error("the gateway's response is malformed: {0}")]
     Malformed(String),
     /// The response is JSON, but not the expected object. An operator must inspect the gateway's record.
@@ -200,8 +200,8 @@ impl Unknown {
         }
     }
 
-    /// Returns whether the breaker counts the call as a failure of the gateway. Rejected and rate-limited requests do
-    /// not count.
+    /// Returns whether the breaker counts the call as a failure of the gateway. A status below 500 does not count, for
+    /// example the 429 of a rate limit.
     ///
     /// An unreadable record in the response to a poll does not count either. The gateway would return that record in
     /// every poll, and a few such records would keep the breaker open although other payments work.

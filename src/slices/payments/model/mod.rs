@@ -21,7 +21,7 @@ pub enum PaymentStatus {
     Succeeded,
     /// The bank of the card declined the charge.
     Declined,
-    /// Nothing was charged for another reason.
+    /// Nothing was charged, and the bank did not decline.
     Failed,
     /// Partially refunded.
     PartiallyRefunded,

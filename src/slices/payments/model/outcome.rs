@@ -8,8 +8,9 @@ use crate::slices::payments::{
     gateway_key::GatewayKey,
 };
 
-/// Reason why a payment attempt charged nothing, or did not charge at once. The reasons are values of a label of
-/// `payment_failures_total`, so a text of the gateway cannot be a reason.
+/// Reason why a payment attempt charged nothing, or did not charge immediately. The reasons are label values of
+/// `payment_failures_total`, so their number must be fixed. An arbitrary text of the gateway is therefore never a
+/// reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureReason {
     /// The bank declined because of insufficient funds.
@@ -20,9 +21,9 @@ pub enum FailureReason {
     FraudSuspected,
     /// The bank declined for another reason.
     DeclinedOther,
-    /// The gateway rejected the request, or an operator found that the gateway never took money for it.
+    /// The gateway rejected the request, or an operator ended the payment because the gateway never took money for it.
     GatewayRejected,
-    /// The gateway did not respond in time. A payment that failed for this reason was never charged.
+    /// The gateway did not respond in time. A payment with this reason and the status `failed` was never charged.
     GatewayTimeout,
     /// A call to the gateway failed without a timeout, or its response did not settle the payment. The outcome is
     /// unknown.
@@ -157,7 +158,7 @@ pub fn check_charge(
 pub struct RefundSettlement {
     /// True if the money was refunded.
     pub succeeded: bool,
-    /// The gateway's id of the refund; `None` if an operator ends it.
+    /// The gateway's id of the refund; `None` if an operator ends the refund.
     pub gateway_refund_id: Option<String>,
 }
 
@@ -194,8 +195,8 @@ pub fn check_refund(
 /// Time since the first send within which recovery resends a charge or refund. The gateway deletes an idempotency key
 /// after 24 hours, and a resend after that could charge twice. Resends therefore stop one hour earlier.
 const RESEND_WITHIN: Duration = Duration::from_hours(23);
-/// Time since the first send after which a payment without a charge counts as never charged. The last resend was at
-/// least two hours earlier, so no request under the payment's key can still be in flight.
+/// Time since the first send after which a payment without a charge counts as never charged. The last resend began
+/// about two hours before that time, so no request under the payment's key can still be in flight.
 const NEVER_CHARGED_AFTER: Duration = Duration::from_hours(25);
 
 /// Next step for a payment for which the gateway has no charge.

@@ -20,8 +20,9 @@ use crate::slices::payments::{
 };
 
 impl Payments {
-    /// Compares a page of the gateway's charges. Polls for each reference whose charge does not agree with a payment.
-    /// Returns the cursor of the next page.
+    /// Compares a page of the gateway's charges. Polls for each reference whose charge is unreadable or does not agree
+    /// with a payment, unless the payment's request may still be sending the charge. Also returns the cursor of the
+    /// next page.
     pub(super) async fn compare_charges(
         &self,
         since: DateTime<Utc>,
@@ -69,6 +70,7 @@ impl Payments {
     }
 
     /// Polls the gateway for the charges with a reference, and compares them with the payment of that reference.
+    /// Settles a payment with an unknown outcome, and records each difference as a finding.
     #[instrument(name = "reconcile payment", skip_all, fields(%reference))]
     pub(super) async fn compare_payment(self, reference: GatewayKey) -> Result<Outcome, ReconcileError> {
         let until = Instant::now() + self.0.gateway.timeout();
@@ -153,7 +155,8 @@ impl Payments {
         charge: &Charge,
         what: &'static str,
     ) -> Result<Finding, ReconcileError> {
-        // Settlement, recovery and webhooks use the same texts, so that one difference is recorded once.
+        // Settlement, recovery and webhooks use the same texts for `gateway_says`, so that one difference is recorded
+        // once.
         let gateway_says = match what {
             "amount" | "currency" | "reference" => format!("{charge:?}"),
             "contradiction" => charge.status.as_str().to_owned(),

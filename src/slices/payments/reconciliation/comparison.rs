@@ -81,7 +81,7 @@ pub(super) enum Verdict {
     Agrees,
     /// The stored payment or refund has no outcome yet.
     Unsettled,
-    /// The object and the record differ. The text is the kind of the discrepancy.
+    /// The object and the record differ. The text becomes the `what` of the discrepancy.
     Differs(&'static str),
 }
 

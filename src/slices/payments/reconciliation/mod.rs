@@ -3,14 +3,14 @@
 //! Recovery polls only for payments that the database has. Reconciliation also finds a charge whose payment the
 //! database has lost, for example in a restore, because the gateway's listing has the charge.
 //!
-//! - The listing only selects the references to check, and the gateway is polled for each of them before anything is
+//! - The listing only selects the references to check, and the gateway is polled for each of them before a finding is
 //!   recorded. An incomplete, repeated or unordered listing therefore causes no false finding. An object that is
-//!   missing in one listing is found in a later listing. Only an unreadable object without a reference is recorded at
-//!   once.
-//! - A charge without a payment is a finding at once. A payment is committed before its charge is sent, and the
+//!   missing in one listing is found in a later listing. Only an unreadable object without a reference is recorded
+//!   without a poll.
+//! - A charge of any age without a payment is a finding. A payment is committed before its charge is sent, and the
 //!   database is read after the gateway's response. A missing payment was therefore lost.
-//! - A payment without a charge is a finding only after all charges of the compared period were listed. The payment must
-//!   also be older than [`MIN_AGE`], because a new charge may be missing in the listing for a while.
+//! - A payment without a charge is a finding only after all charges of the compared period were listed. The payment
+//!   must also be older than [`MIN_AGE`], because a new charge may be missing in the listing for a while.
 //! - A payment is skipped while its request may still be sending the charge.
 //! - Each finding is recorded once, as a discrepancy. Reconciliation refunds nothing, and settles only payments and
 //!   refunds with an unknown outcome, by the same function as recovery.
@@ -21,6 +21,7 @@
 //! - `comparison`: the rules, without I/O
 //! - `charges`, `refunds`: the comparison of a page of the listing, and the poll for one reference
 //! - `worker`: the periodic runs, by one replica at a time
+//! - `metrics`: the metrics of reconciliation
 mod charges;
 mod comparison;
 mod metrics;
@@ -53,14 +54,15 @@ use super::{
     store::reconciliation::{self as store, AgedRecord, IdRange},
 };
 
-/// Time by which the compared periods of consecutive runs overlap. The overlap covers the delay of new charges and
-/// refunds in the gateway's listing, and the difference between clocks.
+/// Time by which a run's period begins before the beginning of the latest complete `recent` run, or before the
+/// `--since` of the command `reconcile`. The overlap covers the delay of new charges and refunds in the gateway's
+/// listing, and the difference between clocks.
 const OVERLAP: TimeDelta = TimeDelta::minutes(2);
 
 /// Minimum age of a payment or refund for which a missing charge or refund of the gateway is a finding.
 const MIN_AGE: TimeDelta = TimeDelta::minutes(10);
 
-/// Number of references for which the gateway is polled at the same time.
+/// Maximum number of references for which the gateway is polled at the same time.
 const MAX_CONCURRENT_POLLS: usize = 8;
 
 /// Number of payments or refunds in a page of ids. Each page is searched for unlisted records: payments and refunds
@@ -82,7 +84,7 @@ pub struct Finding {
     /// The id of the payment or refund, or the gateway's reference if no record has that reference. `None` if the
     /// reference is unreadable.
     pub id: Option<Uuid>,
-    /// The kind of the discrepancy.
+    /// The kind of the discrepancy in a few words, such as `second charge`.
     pub what: &'static str,
     /// Value that the gateway reports.
     pub gateway_says: String,
@@ -103,7 +105,7 @@ pub enum FindingState {
     Closed,
 }
 
-/// Result of comparing one page.
+/// Result of comparing one page, or one reference of a page.
 #[derive(Debug, Default)]
 struct Outcome {
     /// Number of compared charges, including repeated ones.
@@ -207,7 +209,7 @@ impl Step {
     }
 }
 
-/// A run: the beginning of the compared period, and the last step.
+/// The parameters of a run: the compared period, the last step, and the records to poll for.
 #[derive(Debug, Clone, Copy)]
 struct Run {
     /// Beginning of the compared period.
@@ -227,7 +229,7 @@ struct Position {
 }
 
 impl Payments {
-    /// Compares everything since a time, page by page, and passes each finding to `on_finding` after its page.
+    /// Compares everything since a time, page by page, and passes each finding to `on_finding` once, after its page.
     ///
     /// # Errors
     /// If a page could not be compared in several attempts.

@@ -26,8 +26,9 @@ use crate::slices::payments::{
 };
 
 impl Payments {
-    /// Compares a page of the gateway's refunds. Polls for each reference whose refund does not agree with a stored
-    /// refund. Returns the cursor of the next page.
+    /// Compares a page of the gateway's refunds. Polls for each reference whose refund is unreadable or does not agree
+    /// with a stored refund, unless the stored refund's request may still be sending the refund. Also returns the
+    /// cursor of the next page.
     pub(super) async fn compare_refunds(
         &self,
         since: DateTime<Utc>,
@@ -75,6 +76,7 @@ impl Payments {
     }
 
     /// Polls the gateway for the refunds with a reference, and compares them with the stored refund of that reference.
+    /// Settles a stored refund with an unknown outcome, and records each difference as a finding.
     #[instrument(name = "reconcile refund", skip_all, fields(%reference))]
     pub(super) async fn compare_refund(self, reference: GatewayKey) -> Result<Outcome, ReconcileError> {
         let until = Instant::now() + self.0.gateway.timeout();
@@ -155,7 +157,8 @@ impl Payments {
         found: &GatewayRefund,
         what: &'static str,
     ) -> Result<Finding, ReconcileError> {
-        // Settlement, recovery and webhooks use the same texts, so that one difference is recorded once.
+        // Settlement, recovery and webhooks use the same texts for `gateway_says`, so that one difference is recorded
+        // once.
         let gateway_says = match what {
             "amount" | "charge" | "reference" => format!("{found:?}"),
             "contradiction" => found.status.as_str().to_owned(),

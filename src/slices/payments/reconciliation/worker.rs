@@ -1,8 +1,8 @@
 //! The periodic runs of reconciliation, by one replica at a time.
 //!
-//! There are two scopes. `recent` compares the newest minutes at every interval, so that a charge without a payment is
-//! found within a minute. `window` compares two days every hour, and finds objects that earlier listings lacked, and
-//! payments without a charge.
+//! There are two scopes. `recent` compares the newest minutes at every reconciliation interval (15 seconds by default),
+//! so that a charge without a payment is found within a minute. `window` compares two days every hour, and finds
+//! objects that earlier listings lacked, and payments without a charge.
 //!
 //! A unit of work is one page, so that the shutdown waits for at most one page. The position of the next page is stored
 //! in the database, so that another replica can continue after the lease has expired. The lease only distributes the
@@ -25,19 +25,21 @@ use crate::slices::payments::{
 /// Time for which one replica exclusively reads the listing. This time exceeds the usual duration of comparing a page.
 const LEASE: Duration = Duration::from_secs(30);
 
-/// Length of the time that `window` compares, and maximum length of the time that `recent` compares after an outage.
+/// Length of the period that `window` compares, and maximum length of the period that `recent` compares after an
+/// outage.
 const WINDOW: Duration = Duration::from_hours(48);
 
-/// Interval between two runs over the window.
+/// Pause between two runs of `window`.
 const WINDOW_INTERVAL: Duration = Duration::from_hours(1);
 
-/// Maximum number of pages of a run. Only a listing whose cursors form a cycle has more pages.
+/// Maximum number of pages of a run, including repeated pages. Only a listing whose cursors form a cycle has more
+/// pages.
 const MAX_PAGES: i32 = 1_000_000;
 
-/// The kinds of runs, by the time that they compare.
+/// The kinds of runs, by the period that they compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// The time since the latest complete run, and a short overlap before it.
+    /// The time since the beginning of the latest complete run, and a short overlap before that.
     Recent,
     /// The last two days.
     Window,
@@ -83,12 +85,13 @@ pub(in crate::slices::payments) fn start_workers(payments: &Payments, workers: &
     }
 }
 
-/// Compares the next page of a scope, if one is due and no other replica has the lease. If none is due, updates the
-/// metric of the latest complete run.
+/// Compares the next page of a scope, if one is due and no other replica has the lease. Unless another page follows
+/// immediately, updates the metric of the latest complete run.
 ///
 /// # Errors
-/// If a statement fails. A failed call to the gateway is not an error, because a later unit of work repeats the page.
-/// After repeated failures, the metric shows that the latest complete run is old.
+/// If a statement other than those of a settlement fails. A failed settlement or call to the gateway is not an error,
+/// because a later unit of work repeats the page or the run. After repeated failures, the metric shows that the latest
+/// complete run is old.
 async fn compare_due_page(payments: Payments, scope: Scope, replica: Uuid) -> Result<Progress, sqlx::Error> {
     let progress = compare_next_page(&payments, scope, replica).await?;
     if progress == Progress::Idle {
@@ -146,7 +149,7 @@ async fn compare_next_page(
         }
         Err(error) => {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, scope = name, "failed to compare a page; a later run repeats it");
+            tracing::warn!(error, scope = name, "failed to compare a page; the worker repeats it later");
             Ok(Progress::Idle)
         }
     }

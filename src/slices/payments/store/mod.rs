@@ -71,7 +71,7 @@ macro_rules! declare_sends_and_leases {
 }
 use declare_sends_and_leases;
 
-/// The key by which a payment or refund is found.
+/// The id or gateway key by which a payment or refund is found.
 #[derive(Debug, Clone, Copy)]
 pub enum By {
     Id(Uuid),

@@ -1,4 +1,4 @@
-//! The statements that begin, lease and read payments.
+//! The statements that begin, lease, release and read payments, and count their sends.
 use std::time::Duration;
 
 use platform::{

@@ -22,7 +22,8 @@ pub struct LeasedRun {
     pub since: DateTime<Utc>,
     pub step: String,
     pub position: Option<String>,
-    /// Number of pages leased in this run so far, including the page of this lease.
+    /// Number of leases of this run so far, including this lease. Each lease is for one page, which can be a repeated
+    /// one.
     pub pages: i32,
 }
 
@@ -37,7 +38,7 @@ pub struct RunLimits {
 }
 
 /// Leases the next page of a scope's run, and begins a run if one is due and none is in progress. Each scope, such as
-/// the newest minutes, has its own runs. Returns `None` if no run is due, or another replica has the lease.
+/// `recent`, has its own runs. Returns `None` if no run is due, or another replica has the lease.
 pub async fn lease_run(
     database: &Database,
     scope: &str,
@@ -323,7 +324,7 @@ pub async fn payments_in_range(
     database.run("payments.list_unlisted", async |connection| statement.fetch_all(connection).await).await
 }
 
-/// Mirrors [`unlisted_payments`] for refunds.
+/// Mirrors [`payments_in_range`] for refunds.
 pub async fn refunds_in_range(
     database: &Database,
     range: IdRange,

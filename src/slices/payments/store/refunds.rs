@@ -1,4 +1,5 @@
-//! The statements that begin, lease and read refunds. A refund reserves its amount in the payment's row.
+//! The statements that begin, lease, release and read refunds, and count their sends. A refund reserves its amount in
+//! the payment's row.
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};

@@ -15,8 +15,8 @@ impl ConsoleFixture {
         order
     }
 
-    /// Waits until the console has the complete trace of the payment with this correlation id. Returns the id of the
-    /// trace.
+    /// Waits until the console has more than five spans of the trace of the payment with this correlation id. Returns
+    /// the id of the trace.
     pub(crate) async fn wait_for_payment_trace(&self, correlation_id: &str) -> String {
         let path = format!("/api/traces?correlation_id={correlation_id}&route=POST%20%2Fv1%2Forders");
         eventually("the trace is received", async || {

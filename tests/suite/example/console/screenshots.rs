@@ -1,4 +1,4 @@
-//! Screenshots of every view, for reviews of the page and for the README.
+//! Screenshots of every view, for reviews of the console and for the README.
 use std::time::Duration;
 
 use dev::{faults::Fault, harness::within};
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::console::fixture::{ConsoleFixture, get};
 
-/// Every view at the width of a desktop and of a phone, with the light and the dark theme.
+/// Takes a screenshot of every view at the width of a desktop and of a phone, with the light and the dark theme.
 #[tokio::test]
 async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
     let (fixture, traffic) = ConsoleFixture::with_traffic(25.0).await;
@@ -18,7 +18,8 @@ async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
     fixture.faults.clear().await.unwrap();
     browser.wait_until_shown("[data-tile=Breaker]", "closed").await;
     wait_for_points(&fixture, 120).await;
-    // On a slow machine, traces of the traffic would displace the trace of the next payment from the list.
+    // The console stores a limited number of traces. On a slow machine, traces of the traffic would displace the trace
+    // of the next payment.
     if let Some(traffic) = traffic {
         traffic.stop().await;
     }

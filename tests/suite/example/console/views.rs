@@ -185,7 +185,7 @@ async fn every_view_is_reachable_by_keyboard() {
     browser.press("j").await;
     browser.wait_until_shown(".row.trace:focus .name", "").await;
     browser.press("Enter").await;
-    // The newest trace can be any trace, but the time scale of every trace starts at zero.
+    // The opened trace is the newest one, of any request. The time scale of every trace starts at zero.
     browser.wait_until_shown(".waterfall", "0 µs").await;
     browser.press("t").await;
     assert_eq!(browser.run("return document.documentElement.dataset.theme").await, json!("light"));

@@ -14,8 +14,8 @@ use crate::{
 };
 
 /// Returns the name and the text of a rule file, with seconds instead of minutes in its windows and short `for`
-/// durations, so that the test takes seconds. Raises the threshold from 0.05 to 0.25. A window of seconds has few
-/// attempts, so one or two failures on a busy machine already exceed a ratio of 0.05.
+/// durations, so that the test takes seconds. Raises the threshold of `PaymentFailureRatioHigh` from 0.05 to 0.25. A
+/// window of seconds has few attempts, so one or two failures on a busy machine already exceed a ratio of 0.05.
 fn with_seconds_for_minutes(file: &str) -> (String, String) {
     let rules = file_with(
         &format!("prometheus/rules/{file}"),

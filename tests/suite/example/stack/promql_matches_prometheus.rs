@@ -22,7 +22,7 @@ use crate::{
 /// Relative tolerance. The console and Prometheus add some values in different orders, so the last digits may differ.
 const TOLERANCE: f64 = 1e-9;
 
-/// Additional expressions with many values, which neither the page nor a rule uses.
+/// Additional expressions with many values, which neither the console's charts nor a rule uses.
 const ADDITIONAL: [&str; 6] = [
     "histogram_quantile(0.95, sum by (method, path, le) (rate(http_request_duration_seconds_bucket[10s])))",
     "sum by (method, path, status) (increase(http_requests_total[15s]))",
@@ -32,7 +32,7 @@ const ADDITIONAL: [&str; 6] = [
     "time() - max by (worker) (worker_last_success_timestamp_seconds) unless on (worker) audit_seal_lag_seconds",
 ];
 
-/// Returns the expressions of the console's page, the additional ones, and those of the rules.
+/// Returns the expressions of the console's charts, the additional ones, and those of seven rule files.
 async fn expressions() -> Vec<String> {
     let console =
         Console::start(([127, 0, 0, 1], 0).into(), &repository().join("prometheus/rules")).await.unwrap();
@@ -55,7 +55,8 @@ async fn expressions() -> Vec<String> {
     expressions
 }
 
-/// Returns the samples that Prometheus has scraped until a time.
+/// Returns the samples that Prometheus has scraped from its targets in the 14 minutes before a time. Omits the series
+/// that Prometheus itself adds, such as `up`, alerts and recorded rules.
 async fn samples(prometheus: &Server, until: i64) -> Store {
     let everything = [
         ("query", r#"{job=~".+", __name__!~"scrape_.+|ALERTS.*|up|.*:.*"}[14m]"#),

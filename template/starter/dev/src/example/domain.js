@@ -1,15 +1,15 @@
-// The domain part of the page: its figures, faults and reconciliation.
+// The domain part of the console's page: a tile, and texts about faults, traffic, reconciliation and the first steps.
 import { number } from "./format.js";
 
-/** Returns the console's tiles of notes, in addition to the tiles of every service. */
+/** Creates the tile of notes, which follows the tiles that every service has. */
 export function domainTiles(figures, tile) {
   return [tile("Notes", number(figures.created), "", "created since the start", "/traces?route=POST+%2Fv1%2Fnotes")];
 }
 
-/** The faults in addition to those of every service. Each has a name, an effect, and the views that show the effect. */
+/** The domain's faults: none. A fault would have a name, an effect, and the views that show the effect. */
 export const FAULTS = {};
 
-/** The views that show the effect of a restore, in addition to those of every service. */
+/** The domain's views that show the effect of a restore: none. */
 export const RESTORE_VIEWS = [];
 
 /** Description of the simulated traffic. */
@@ -18,10 +18,10 @@ export const TRAFFIC = "Customers who register, create and read notes, repeat re
 /** Texts about the reconciliation and its invariants: empty while no other service stores records to compare. */
 export const RECONCILIATION = ["", ""];
 
-/** Returns the figures that the page shows of a reconciliation: none. */
+/** Returns the numbers of a reconciliation, each with its label: none. */
 export const numbers = () => [];
 
-/** The text that the page shows until the first trace exists. */
+/** The text that `/traces/first` shows until the console has the trace of the first note. */
 export const FIRST_TRACE = "Waiting for the first created note…";
 
 /** The introduction for new users: texts, and links with their texts. */

@@ -1,4 +1,5 @@
-//! The external services that `cargo dev` starts: none. Start a simulator here, and add its address to the settings.
+//! The external services that `cargo dev` starts (none), and the commands that the terminal shows for notes. To add an
+//! external service, start its simulator in `start`, and return its address from `settings`.
 use std::{
     future::{Ready, ready},
     io,
@@ -19,10 +20,10 @@ pub(crate) const FIRST_TRACE: &str = "the first created note";
 /// Flags that select free ports for the external services: none.
 pub const ANY_PORTS: &[&str] = &[];
 
-/// Part of the output of the last command that the terminal shows.
+/// Text that the tests expect in the output of the last command that the terminal shows.
 pub const LAST_RESPONSE: &str = "\"name\":\"First\"";
 
-/// Part of the last line that an environment prints when it is stopped.
+/// Text that the tests expect in the last line that a stopped environment prints.
 pub const LAST_LINE: &str = "stopped";
 
 /// Error of starting or stopping an external service.
@@ -39,7 +40,7 @@ pub(crate) fn find_ports(_flags: &Flags, _progress: &dyn Fn(&str)) -> Ready<Resu
 }
 
 /// Deletes the data that the external services stored in earlier runs.
-#[expect(clippy::unnecessary_wraps, reason = "the files of simulators are deleted here")]
+#[expect(clippy::unnecessary_wraps, reason = "deleting the files of a simulator can fail")]
 pub(crate) fn delete_data(_directory: &Path) -> io::Result<()> {
     Ok(())
 }

@@ -9,7 +9,8 @@ use uuid::Uuid;
 use super::Addresses;
 use crate::harness::{Builder, Database, HttpResponse, Request, Service, User};
 
-/// Table that tests of the platform use. Customers create and read their own rows in this table.
+/// Table that tests of the platform use, and that the fault `slow-database` locks. Customers create and read their own
+/// rows in this table.
 pub const TABLE: &str = "notes";
 /// Path that creates and lists notes.
 pub const PATH: &str = "/v1/notes";
@@ -20,11 +21,11 @@ pub const INSERT_STATEMENT: &str = "notes.insert";
 /// Name of the statement that lists a customer's notes.
 pub const LIST_STATEMENT: &str = "notes.list_of_owner";
 
-/// Required settings in addition to that of the database.
+/// Required settings in addition to `DATABASE_URL`, each with a value for tests: none.
 pub const REQUIRED: [(&str, &str); 0] = [];
-/// Secret settings in addition to those of the platform.
+/// Secret settings in addition to those of the platform: none.
 pub const SECRETS: [&str; 0] = [];
-/// Names of the readiness checks of external services.
+/// Names of the readiness checks of external services: none.
 pub const EXTERNAL_CHECKS: [&str; 0] = [];
 /// Metric series that exist from the first scrape, in addition to those of the platform.
 pub const SERIES: [&str; 1] = ["notes_created_total 0"];
@@ -36,7 +37,7 @@ pub fn body() -> Value {
     json!({ "name": "First" })
 }
 
-/// The external services of a test: none. Start a simulator here, and add its address to the settings.
+/// The external services of a test: none. Start a simulator in `start`, and return its address from `settings`.
 pub(crate) struct ExternalServices;
 
 #[expect(clippy::unused_self, reason = "with a simulator, the functions read its address")]
@@ -83,7 +84,8 @@ pub async fn seed_rows(database: &Database, owner: Uuid, count: u32) {
 }
 
 impl Builder {
-    /// Sets intervals of the workers that are longer than a test, so that the workers do not use the database.
+    /// Sets an interval of sealing that is longer than any test, so that the sealing workers use the database only at
+    /// the service's start.
     pub fn with_idle_workers(self) -> Self {
         self.setting("AUDIT_SEAL_INTERVAL_SECONDS", "600")
     }
@@ -113,7 +115,7 @@ impl User {
     /// Creates, reads and lists a note. Returns the requests with their responses.
     ///
     /// # Errors
-    /// The first response with an unexpected status.
+    /// The response to the creation, or the responses to the read and the list, if one has an unexpected status.
     pub async fn uses_every_customer_route(&self) -> Result<Vec<(Request, HttpResponse)>, String> {
         let creation = self.creates();
         let created = creation.clone().await;

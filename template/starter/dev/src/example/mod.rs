@@ -1,11 +1,11 @@
 //! Everything in this crate that is specific to the domain of the service: notes.
 //!
-//! The rest of the crate uses only the names that this module exports, and functions of [`environment`], [`harness`]
-//! and [`traffic`].
+//! The rest of the crate uses only the names that this module exports, and items of [`environment`], [`harness`] and
+//! [`traffic`].
 //!
 //! - [`environment`]: the external services that `cargo dev` starts
 //! - [`harness`]: the part of the test harness that is specific to notes
-//! - `panels`: the charts and figures of the console
+//! - `panels`: the charts and figures of the console and the terminal
 //! - `traffic`: the requests of simulated customers
 pub mod environment;
 pub mod harness;

@@ -91,8 +91,8 @@ pub(super) async fn find(
 
 /// Returns a page of notes, newest first.
 ///
-/// There are two statements, because a prepared statement has one plan for all values. The plan of a single statement
-/// with an optional condition would scan the notes of every customer.
+/// There are two statements, because `plan_cache_mode` is `force_generic_plan`: a prepared statement has one plan for
+/// all values. The plan of a single statement with an optional condition would scan the notes of every customer.
 pub(super) async fn list(
     database: &Database,
     owner_id: Option<Uuid>,

@@ -1,4 +1,5 @@
-//! Tests of creating, reading and changing notes, and of idempotency keys.
+//! Tests of creating, reading, listing and changing notes, of idempotency keys, of the service's rights on the table,
+//! and of query plans.
 use dev::harness::{PATH, Request, Service, User, body};
 use serde_json::json;
 use uuid::Uuid;
@@ -189,7 +190,7 @@ async fn the_services_role_can_change_a_notes_name_and_nothing_else() {
         assert_eq!(rejected, Err("42501".to_owned()), "{statement}");
     }
     let nameless = service.database().try_as_service("update notes set name = ''").await;
-    assert_eq!(nameless, Err("23514".to_owned()), "the database enforces the rule, too");
+    assert_eq!(nameless, Err("23514".to_owned()), "the database rejects an empty name, too");
 }
 
 #[tokio::test]

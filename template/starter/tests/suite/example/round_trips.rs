@@ -5,8 +5,8 @@ use uuid::Uuid;
 
 use crate::database::round_trips::{counted_service, measure_cost};
 
-/// Expected number of round trips of each route. A change that raises a number makes the route more expensive. State
-/// the reason here.
+/// Requests with their expected status and number of round trips. A change that raises a number makes the route more
+/// expensive. State the reason here.
 const ROUND_TRIPS: [(&str, u16, usize); 4] = [
     ("POST /v1/notes", 201, 2),
     ("POST /v1/notes, again", 201, 3),

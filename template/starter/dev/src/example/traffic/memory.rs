@@ -1,4 +1,4 @@
-//! The state of simulated customers, and counts of their successful requests.
+//! The state of simulated customers, and the number of notes that they created.
 use std::{fmt, sync::atomic::AtomicU64};
 
 use serde::Serialize;
@@ -25,7 +25,7 @@ pub(crate) struct SharedMemory {
     pub(super) names: AtomicU64,
 }
 
-/// Counts of the customers' successful requests.
+/// Number of notes that all customers created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     pub created: u64,

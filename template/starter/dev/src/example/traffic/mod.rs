@@ -11,7 +11,7 @@ use self::memory::CreatedNote;
 use crate::traffic::{
     api::Call,
     customer::Customer,
-    expectations::{check, check_status, check_page, check_rejection, text},
+    expectations::{check, check_page, check_rejection, check_status, text},
     request::{ApiRequest, RequestOutcome, lock},
 };
 
@@ -27,7 +27,8 @@ pub(crate) async fn browse(request: &ApiRequest<'_>) {
     }
 }
 
-/// Sends one request of a customer who is logged in. An invalid request may use a note of `other_customer`.
+/// Sends one request of a customer who is logged in. One kind of invalid request reads the last note of
+/// `other_customer`.
 pub(crate) async fn act(
     request: &ApiRequest<'_>,
     customer: &Mutex<Customer>,
