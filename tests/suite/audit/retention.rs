@@ -215,7 +215,18 @@ async fn audited_writes_continue_while_an_export_waits() {
     let (finished, ()) = tokio::join!(export(&service, "2021-03-01", &file), async {
         // The open transaction does not delay sealing, because it writes nothing.
         wait_until_exported(&service).await;
-        make_audited_writes(&service, 10).await;
+        for _ in 0..20 {
+            make_audited_writes(&service, 1).await;
+            let waiting = "
+                select count(*) from pg_locks
+                where not granted and relation is not null
+                  and database = (select oid from pg_database where datname = current_database())";
+            assert_eq!(
+                service.database().number(waiting).await,
+                0,
+                "the export must not request a lock that it does not get"
+            );
+        }
         let left = service
             .database()
             .number("select count(*) from pg_class where relname = 'audit_events_2021_02'")
@@ -273,6 +284,18 @@ fn start_export(service: &Service, file: &str) -> Child {
         .stdout(Stdio::null())
         .spawn()
         .unwrap()
+}
+
+#[tokio::test]
+async fn an_export_whose_drop_fails_ends_with_the_error() {
+    let service = sealing_service().await;
+    let scratch = Scratch::new();
+    insert_old_events(&service, "2021-02", 5).await;
+    wait_until_everything_is_sealed(&service).await;
+    service.database().execute("drop function drop_exported_audit_partition").await;
+    let failed = export(&service, "2021-03-01", &scratch.path("2021-02.jsonl.gz")).await;
+    assert_eq!(failed.code(), Some(1), "{}", failed.stdout);
+    assert!(failed.stderr.contains("drop_exported_audit_partition"), "{}", failed.stderr);
 }
 
 #[tokio::test]

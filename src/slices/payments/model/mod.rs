@@ -191,7 +191,7 @@ impl Validate for NewRefund {
         }
         let is_invalid = |reason: &String| reason.chars().count() > 500 || reason.contains('\0');
         if self.reason.as_ref().is_some_and(is_invalid) {
-            errors.push(FieldError::new("/reason", "must have at most 500 characters"));
+            errors.push(FieldError::new("/reason", "must have at most 500 characters and no NUL"));
         }
         errors
     }
