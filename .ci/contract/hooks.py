@@ -1,6 +1,7 @@
 """Hooks of Schemathesis for .ci/checks/contract.
 
-They add sessions and examples to requests, record the operations that succeed, and check rejections of valid requests.
+They add sessions and examples to requests, normalize integers, record the operations that succeed, and check rejections of valid
+requests.
 
 CONTRACT_ROLE is a role, or `none` for requests without a session, or `allowed` for the first role that the document allows to
 call an operation.
@@ -74,9 +75,9 @@ def without_fractions(value):
 
 @schemathesis.hook
 def before_call(ctx, case, kwargs):
-    """Changes the body of a valid request: normalizes its integers, and replaces about half of the fields that have an example.
+    """Changes the body of a valid request: normalizes integers, and sets about half of the fields with an example to that example.
 
-    A field gets its example, because random values rarely lead to a success.
+    Without the examples few requests would succeed, because a success rarely results from random values.
     """
     if not is_valid(case) or not isinstance(case.body, dict):
         return
@@ -95,9 +96,9 @@ def after_call(ctx, case, response):
 
 @schemathesis.check
 def valid_requests_are_understood(ctx, response, case):
-    """Checks that the service does not reject a request that fits the document as malformed, invalid, or without a key.
+    """Checks that the service rejects no valid request as malformed, and none for a missing idempotency key.
 
-    The service may report a request as invalid if the operation has a 422 response with a description of its own.
+    The service may reject a valid request as invalid only if the operation has a 422 response with a description of its own.
     """
     if not is_valid(case) or response.status_code not in (400, 422):
         return

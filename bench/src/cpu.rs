@@ -1,9 +1,10 @@
-//! CPU time of processes, read from `/proc`. CPU time varies less between runs than any other figure on a small
-//! machine. CPU time is measured on Linux only, and omitted from the tables on other systems.
+//! CPU time and resident memory of processes, and the model of the processor, read from `/proc`. On a small machine,
+//! CPU time varies less between runs than any other figure. On systems other than Linux, the tables show `–` in place
+//! of CPU time and memory.
 //!
 //! The CPU time of a process includes all of its threads, ended threads included. A PostgreSQL server consists of its
-//! postmaster and one process per connection. The postmaster accumulates the CPU time of children that it has waited
-//! for, so the time of closed connections is counted too.
+//! postmaster, its background processes, and one process per connection. The postmaster accumulates the CPU time of
+//! children that it has waited for, so the time of closed connections is counted too.
 use std::{fs, path::Path, time::Duration};
 
 /// Clock ticks per second in `/proc` (`USER_HZ`), on every architecture that Rust supports on Linux.

@@ -1,4 +1,5 @@
-//! Measurements of one run of a contender, and the results of all its rounds. The cases run the contenders in turn.
+//! The measurements of one run of a contender, and the samples of all rounds of a contender. In each round, the cases
+//! run the contenders one after the other.
 use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
@@ -56,7 +57,7 @@ pub struct Sample {
     pub rate: f64,
     pub p50_ms: f64,
     pub p99_ms: f64,
-    /// Microseconds of CPU time per response.
+    /// CPU time of each measured process per response, in microseconds; per transaction for pgbench.
     pub cpu: Times,
     pub failures: u64,
     /// Resident memory of the HTTP server after the run, in MiB.

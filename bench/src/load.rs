@@ -152,7 +152,7 @@ impl Run {
         clients.join_all().await.into_iter().collect()
     }
 
-    /// Sends the due time of each request to the clients as soon as it is due, until the run ends.
+    /// Sends the due time of each request to the clients as soon as the request is due, until the run ends.
     fn send_due_times(&self, per_second: f64, due: &mpsc::UnboundedSender<Instant>) {
         let began = Instant::now();
         for number in 0_u32.. {

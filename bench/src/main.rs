@@ -4,7 +4,8 @@
 //! Contenders run interleaved, in several short rounds, so that other activity of the machine affects all of them.
 //! Absolute figures of a shared machine mean little. Ratios and CPU time per request are meaningful.
 //!
-//! - [`test_bed`]: the database server with identical databases, the service's executable, and the payment gateway
+//! - [`test_bed`]: the database server with identical databases, the service's executable, and a simulator of the
+//!   payment gateway
 //! - [`service`], [`floor`], [`peers`], [`pgbench`]: the contenders
 //! - [`receiver`]: the receiver of traces, and a server with axum alone
 //! - [`load`], [`requests`]: the load

@@ -1,6 +1,8 @@
 //! The peers (`bench/peers`): services with the routes `POST /v1/orders` and `GET /v1/orders/{id}`, each written in the
-//! usual style of its language. In the cases with peers, each peer and the service run on the same or an identical
-//! database. Both have a pool of [`POOL_SIZE`] connections, and sample one trace in ten.
+//! usual style of its language. The cases `write`, `read` and `latency` measure the peers. In `read`, all contenders
+//! use one database. In the other two cases, each contender has its own database, and the databases are initially
+//! identical. In these cases, the service and the peers have pools of [`POOL_SIZE`] connections, and sample one trace
+//! in ten.
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::bail;
@@ -27,7 +29,7 @@ pub struct Peer {
     executable: PathBuf,
 }
 
-/// Build instructions of a peer, and the resulting program.
+/// The build command of a peer, and the path of the built executable.
 struct Recipe {
     name: &'static str,
     directory: &'static str,

@@ -30,14 +30,14 @@ use crate::{
 /// Number of scripts, each with its own customer and basket.
 const VARIANTS: u64 = 8;
 
-/// Minimum time that pgbench has for its exit after the end of the window.
+/// Part of the deadline of pgbench's exit after the window. The deadline also includes the duration of the run.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Input of pgbench: one script for each variant.
 #[derive(Clone, Debug)]
 pub struct Scripts(Vec<String>);
 
-/// Directories of the descriptions of the service's statements.
+/// Directories in which sqlx stores the service's statements, one description file for each.
 const DESCRIPTIONS: [&str; 2] = [".sqlx", "src/slices/.sqlx"];
 
 /// Returns the text of the only statement of the service that contains all of these parts.

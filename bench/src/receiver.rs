@@ -57,7 +57,7 @@ pub async fn serve_axum_alone(address: SocketAddr, body: String) -> anyhow::Resu
     Ok(axum::serve(TcpListener::bind(address).await?, Router::new().route("/{*any}", route)).await?)
 }
 
-/// Starts axum alone, with a response as long as that of the service's trivial route.
+/// Starts axum alone, with the same response as the route `/problems/not-found` of the service.
 pub async fn start_axum_alone() -> anyhow::Result<Server> {
     let address = free_address()?;
     let body = serde_json::json!({

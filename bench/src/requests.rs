@@ -41,12 +41,12 @@ fn bearer(number: u64) -> (&'static str, String) {
     ("authorization", format!("Bearer {}", token(number)))
 }
 
-/// Maps consecutive numbers to evenly distributed numbers below a bound.
+/// Maps consecutive numbers to evenly distributed numbers below `bound`.
 fn scattered(number: u64, bound: u64) -> u64 {
     number.wrapping_mul(0x9E37_79B9_7F4A_7C15) % bound
 }
 
-/// Returns the body of an order with two lines.
+/// Returns the request body for an order with two lines. The number selects the products.
 pub fn basket(number: u64) -> String {
     let first = scattered(number, PRODUCTS / 2);
     json!({
@@ -58,7 +58,8 @@ pub fn basket(number: u64) -> String {
     .to_string()
 }
 
-/// Returns requests that place orders, each with its own idempotency key. `run` makes the keys of each run unique.
+/// Returns requests that place orders for each customer in turn, each with its own idempotency key. The keys contain
+/// `run`, so that no two runs use the same key.
 pub fn place_orders(run: u64) -> Requests {
     Arc::new(move |number| {
         let key = ("idempotency-key", format!("run-{run}-order-{number}"));
@@ -66,8 +67,8 @@ pub fn place_orders(run: u64) -> Requests {
     })
 }
 
-/// Returns requests that each read one order as the customer of this order. The orders that are read are spread over
-/// the given number of orders.
+/// Returns requests that each read one order as the customer of this order. The requests are spread over the orders
+/// with the numbers `0..orders`.
 pub fn read_orders(orders: u64) -> Requests {
     Arc::new(move |number| {
         let order_number = scattered(number, orders / CUSTOMERS) * CUSTOMERS + number % CUSTOMERS;
@@ -85,7 +86,7 @@ pub fn get(path: &'static str) -> Requests {
     Arc::new(move |_| request(Method::GET, path.to_owned(), None, &[]))
 }
 
-/// Returns a request that pays an order as its customer.
+/// Returns a request of the customer with the number `customer`, which pays the order with the id `order`.
 pub fn pay(order: &str, customer: u64) -> Request<Full<Bytes>> {
     let body = json!({ "payment_method": "pm_card_ok" }).to_string();
     let key = ("idempotency-key", format!("pay-{order}"));

@@ -1,11 +1,12 @@
-//! Statistics over several rounds: the median of the measurements, their range, and ratios.
+//! Statistics over several rounds: the median, minimum and maximum of a figure, ratios of figures, and the format of
+//! figures.
 //!
-//! A ratio is computed within each round, followed by the median over the rounds. The contenders of a round run
+//! A ratio is computed in each round, and the result is the median of these ratios. The contenders of a round run
 //! directly one after the other. Other activity of the machine (another tenant, a changed clock rate) therefore affects
-//! the numerator and the denominator alike, and cancels out.
+//! the numerator and the denominator of a ratio alike, and mostly cancels out.
 use std::fmt::{self, Display, Formatter};
 
-/// The median, the minimum and the maximum of several rounds.
+/// The median, the minimum and the maximum of a figure over several rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     pub median: f64,
@@ -13,7 +14,7 @@ pub struct Spread {
     pub maximum: f64,
 }
 
-/// Returns the spread of the finite values, or `None` without values.
+/// Returns the spread of the finite values, or `None` if no value is finite.
 pub fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
     let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
     values.sort_by(f64::total_cmp);
@@ -29,14 +30,14 @@ pub fn spread(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
     Some(Spread { median, minimum, maximum })
 }
 
-/// Computes the ratio of each round, and returns the spread of these ratios. Both slices have one value per round, in
-/// the same order.
+/// Computes the ratio of each round with a positive denominator, and returns the spread of these ratios. Both slices
+/// have one value per round, in the same order.
 pub fn ratio(numerators: &[f64], denominators: &[f64]) -> Option<Spread> {
     let rounds = numerators.iter().zip(denominators).filter(|(_, denominator)| **denominator > 0.0);
     spread(rounds.map(|(numerator, denominator)| numerator / denominator))
 }
 
-/// Formats a value with two decimal places, from 10 on with one, and from 100 on with none.
+/// Formats a value with two decimal places below 10, one below 100, and none from 100 on. The rounded value decides.
 pub fn rounded(value: f64) -> String {
     match value.abs() {
         magnitude if magnitude >= 99.95 => format!("{value:.0}"),
@@ -45,7 +46,7 @@ pub fn rounded(value: f64) -> String {
     }
 }
 
-/// Formats as `1320 [1290–1400]`, or as `1320` if all rounds have the same value.
+/// Formats as median, minimum and maximum, such as `1320 [1290–1400]`, or as `1320` if all rounds have the same value.
 impl Display for Spread {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         let Self { median, minimum, maximum } = *self;

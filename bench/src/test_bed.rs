@@ -64,16 +64,16 @@ pub struct TestBed {
 #[derive(Clone, Debug)]
 pub struct Database {
     pub name: String,
-    /// The URL of the service's restricted role.
+    /// The database's URL with the service's restricted role.
     pub url: Url,
     pub owner_url: Url,
-    /// The URL of the server's administrator.
+    /// The database's URL with the server's administrator.
     pub admin_url: Url,
 }
 
 impl TestBed {
-    /// Builds the service in this program's own profile, unless an executable is given. Starts the PostgreSQL server
-    /// and the gateway, and creates the template of all databases.
+    /// Builds the service in the Cargo profile of this program, unless an executable is given. Starts the PostgreSQL
+    /// server and the gateway, and creates the template of all databases.
     pub async fn start(
         directory: PathBuf,
         executable: Option<PathBuf>,
@@ -129,7 +129,7 @@ impl TestBed {
         }
     }
 
-    /// Creates a fresh database.
+    /// Creates a database with products, customers and their sessions, but without orders.
     pub async fn database(&self, name: &str) -> anyhow::Result<Database> {
         self.server.create_database_from_template(name, TEMPLATE_DATABASE, Some(OWNER)).await?;
         let database = self.with_urls(name);

@@ -22,7 +22,8 @@ cd "$(dirname "$0")"
 job=$(sed -n 's|^ *app.kubernetes.io/name: ||p' base/kustomization.yaml)
 namespace=$(sed -n 's|^namespace: ||p' base/kustomization.yaml)
 
-# Adds the job to every selector of the expressions, unless the selector has one.
+# scope FILE: prints a rule file. Adds the job to every selector that has none and to recorded constants, and the namespace to
+# alerts.
 scope() {
   awk -v job="$job" -v database="${DATABASE_JOB:-postgres}" -v namespace="$namespace" '
     BEGIN {
@@ -40,7 +41,7 @@ scope() {
           text = substr(text, RLENGTH + 1)
           out = out token
           if (token in grouping) {
-            # The names of labels, in parentheses.
+            # The names of labels, in parentheses, stay as they are, because they are no metrics.
             if (match(text, /^ *\([^)]*\)/)) { out = out substr(text, 1, RLENGTH); text = substr(text, RLENGTH + 1) }
           } else if (token in keyword || text ~ /^ *\(/) {
             continue
@@ -53,7 +54,7 @@ scope() {
             out = out "{" matcher(token) "}"
           }
         } else if (match(text, /^("[^"]*"|\[[^\]]*\]|[0-9][0-9a-zA-Z.]*|.)/)) {
-          # Strings, windows and numbers stay as they are.
+          # Strings, windows, numbers and operators stay as they are.
           out = out substr(text, 1, RLENGTH)
           text = substr(text, RLENGTH + 1)
         }
@@ -72,7 +73,7 @@ scope() {
       next
     }
     { print }
-    # Adds the namespace to the labels of alerts, and the job to those of recorded constants, because a constant has no job.
+    # Adds the namespace to the labels of alerts, and the job to the labels of recorded constants: a constant has no selector.
     /^ *labels:/ && alert { printf "%*snamespace: %s\n", indentation($0) + 2, "", namespace }
     /^ *labels:/ && !alert && constant { printf "%*sjob: %s\n", indentation($0) + 2, "", job }
   ' "$1"

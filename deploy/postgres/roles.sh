@@ -1,7 +1,8 @@
 #!/bin/sh
-# Runs once, on an empty volume. Creates the database and its roles: the owner of the schema, the service's restricted
-# role, and a role for monitoring. The names of the service's role and of the role for monitoring begin with the name of the
-# database. `service migrate` grants rights to the service's role. The role `replicator` is for a standby (standby.sh).
+# The entrypoint of the PostgreSQL image runs this script once, on an empty volume. The script creates the database and its
+# roles: the owner of the schema, the service's restricted role, a role for monitoring, and the role `replicator` for a standby
+# (standby.sh). The names of the service's role and of the role for monitoring begin with the name of the database.
+# `service migrate` grants rights to the service's role.
 set -eu
 echo 'host replication replicator all scram-sha-256' >>"$PGDATA/pg_hba.conf"
 psql --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname postgres \

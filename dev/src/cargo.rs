@@ -1,4 +1,5 @@
-//! Runs of cargo by this program. They build the service, and expand its sqlx macros for `cargo dev prepare`.
+//! Runs of cargo by this program, such as a build of the service, or the expansion of its sqlx macros for
+//! `cargo dev prepare`.
 //!
 //! `cargo run` has replaced itself with this process, so the build directory is not locked. A build of the same
 //! packages is fast, because nearly everything is up to date.
@@ -28,7 +29,7 @@ pub enum Error {
     Wait(#[from] WaitError),
 }
 
-/// Builds the service in this program's own profile. Returns the path of the executable.
+/// Builds the service in the Cargo profile of this program, debug or release. Returns the path of the executable.
 pub async fn build_service() -> Result<PathBuf, Error> {
     let name = project::name();
     let mut arguments = vec!["build", "--bin", name, "--message-format=json-render-diagnostics"];

@@ -50,8 +50,8 @@ const TOOLS: [Tool; 9] = [
         packages: Packages { apt: "build-essential", dnf: "gcc", brew: "gcc" },
         needed_by: &[Use::Dev, Use::Test, Use::Ci],
     },
-    // With curl, tests run the commands that `cargo dev` prints. With ps, tests list the processes that `cargo dev`
-    // leaves behind.
+    // With curl, tests run the commands that `cargo dev` prints. With ps, tests check that `cargo dev` leaves no
+    // process behind.
     Tool {
         name: "curl",
         check: Check::Program(&["curl"]),
@@ -111,7 +111,7 @@ const TOOLS: [Tool; 9] = [
 ];
 
 /// Prints a line for each command, and a line for PostgreSQL. Returns whether `cargo dev` and `cargo test` have all
-/// their programs, apart from PostgreSQL, which `cargo dev` can download.
+/// their programs, apart from PostgreSQL, which both commands can download.
 pub async fn run(print: &dyn Fn(&str)) -> bool {
     let mut missing = Vec::new();
     for tool in TOOLS {

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Age of the restored state: [`Change::Restore`] restores the database to its state this long before the restore. If
-/// every base backup is newer, the restored state is that of the oldest base backup.
+/// every base backup is younger than this, the database is restored to the end of the oldest base backup.
 const RESTORE_SPAN: Duration = Duration::from_secs(30);
 
 /// Interval of base backups. A restore replays the WAL since a base backup, so the primary must keep all WAL since its
@@ -74,7 +74,8 @@ pub struct Node {
     pub address: String,
     /// `primary`, `standby` or `unreachable`.
     pub role: &'static str,
-    /// The state of the standby that follows this primary: replication, synchronization and lag.
+    /// The state of the standby that follows this node: replication, synchronization and lag. `None` if no standby
+    /// follows the node, or if the node is unreachable.
     pub standby: Option<Value>,
 }
 
@@ -92,7 +93,7 @@ pub enum Error {
 /// The console's interface to a replicated database. Clones share the state.
 #[derive(Clone, Debug)]
 pub struct Replication {
-    /// The administrator's URL of each node.
+    /// Connection URL of each node, with the administrator's PostgreSQL role.
     nodes: Arc<[Url]>,
     /// The remembered changes, oldest first. Only the last change can be in progress.
     reports: watch::Sender<VecDeque<ChangeReport>>,
@@ -154,7 +155,7 @@ impl Replication {
         nodes
     }
 
-    /// Waits for a requested change.
+    /// Waits until a change is requested, and returns the change.
     async fn requested(&self) -> Change {
         let mut reports = self.reports.subscribe();
         loop {
@@ -211,7 +212,7 @@ pub struct AfterRestore {
 }
 
 impl AfterRestore {
-    /// Runs the command with these settings. Returns the command's output. A failed command can be repeated.
+    /// Runs the command with these settings. Returns the command's output. The caller can repeat a failed command.
     pub async fn run(
         &self,
         server: &ReplicatedServer,
@@ -260,8 +261,8 @@ impl Operator {
     }
 
     /// Carries out requests and makes base backups, until the future is dropped. `settings` are the service's settings.
-    /// A base backup is made at the start and after every change, and a change discards the earlier backups. So a
-    /// restore cannot go back further than the last change.
+    /// A base backup is made at the start, every [`BACKUP_INTERVAL`], and after every change that starts a standby. A
+    /// change discards the earlier backups, so a restore cannot go back further than the last change.
     pub async fn run(&mut self, settings: &[(String, String)], progress: &dyn Fn(&str)) -> Infallible {
         let mut clock = interval(BACKUP_INTERVAL);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);

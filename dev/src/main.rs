@@ -248,7 +248,7 @@ async fn prepare(arguments: &Prepare) -> Outcome {
 
 fn update(arguments: &Update) -> Outcome {
     match update::run(&arguments.from, &arguments.to, arguments.since.as_deref(), &print)? {
-        Merge::UpToDate => print("the project has this revision of the template"),
+        Merge::UpToDate => print("the project already has this revision of the template"),
         Merge::Clean { branch } => {
             print(&format!("merged without a conflict on the branch {branch}"));
             print("next: cargo dev prepare, cargo test, and merge the branch");

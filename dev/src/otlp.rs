@@ -35,6 +35,7 @@ use tonic::{Status, codec::CompressionEncoding, service::Routes};
 use tower_http::decompression::RequestDecompressionLayer;
 
 /// Maximum size of an uncompressed request in bytes. By default an exporter sends at most 512 spans in one request.
+/// Such a request is usually far smaller than the maximum.
 const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 
 /// Attributes of a span, an event, a log record or a resource. Texts and numbers stay distinct, as in the protocol.

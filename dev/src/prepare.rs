@@ -49,7 +49,7 @@ const CACHES: [(&str, &str); 3] =
 /// The directory of `SQLX_OFFLINE_DIR`, in which sqlx searches first, for every package.
 const FIRST_CACHE: &str = "src/slices/.sqlx";
 
-/// File paths that differ between the committed descriptions and the current ones.
+/// Paths of description files that must be added (`missing`), updated (`changed`) or deleted (`unused`).
 #[derive(Debug, Default)]
 pub struct Difference {
     pub missing: Vec<String>,
@@ -178,8 +178,9 @@ async fn describe(database_url: &str, progress: &dyn Fn(&str)) -> Result<Descrip
     // The macros must be expanded again to describe their queries, because cargo does not detect a changed database.
     let packages = ["--package", "platform", "--package", project::name()];
     cargo::run(&[&["clean", "--quiet"], &packages[..]].concat(), &environment).await?;
-    // Only the libraries contain query macros. The command also checks the libraries of other packages, because clippy
-    // uses the same build directory in CI, and both share the compiled dependencies.
+    // Only the libraries contain query macros. The command checks the libraries of all packages, so that it resolves
+    // the same features as clippy in CI. Clippy uses the same build directory, and then shares the compiled
+    // dependencies.
     cargo::run(&["check", "--lib"], &environment).await?;
     read(&queries)
 }

@@ -27,8 +27,8 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// Declares extractors that accept callers of some roles: `Name(role, role);`. A role is an expression of type
-/// `&str`.
+/// Declares extractors that accept only callers with one of the listed roles: `Name(role, role);`. A role is an
+/// expression of type `&str`.
 #[macro_export]
 macro_rules! callers {
     ($($(#[doc = $doc:literal])* $Name:ident($($role:expr),+);)*) => {$(

@@ -15,7 +15,7 @@ use std::{
     process::{self, Command},
 };
 
-/// A function, the unit test that calls it, and the number of instructions per call.
+/// The hot functions, each with the unit test that calls it and the number of instructions per call.
 ///
 /// To update a number, copy it from the message of the failed test, in the commit that changes the cost.
 const HOT_FUNCTIONS: [(&str, &str, u64); 7] = [
@@ -65,7 +65,7 @@ fn hot_functions_keep_their_instruction_counts() {
     match Command::new("valgrind").arg("--version").output() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             assert!(env::var_os("REQUIRE_TOOLS").is_none(), "valgrind is not installed: .ci/run installs it");
-            println!("skipped: valgrind");
+            println!("skipped: valgrind is not installed");
             return;
         }
         version => assert!(version.unwrap().status.success()),
@@ -102,7 +102,7 @@ fn instructions(function: &str, test: &str) -> u64 {
 /// Returns the number of calls of a function, and the total number of their instructions, including nested calls.
 ///
 /// In Callgrind's format a call is three lines. They are `cfn=` with the function's name, `calls=` with the number of
-/// calls, and a line number with the number of instructions.
+/// calls, and a source line number followed by the number of instructions.
 fn calls_of(function: &str, profile: &Path) -> (u64, u64) {
     let profile = fs::read_to_string(profile).unwrap();
     let (mut calls, mut instructions) = (0, 0);

@@ -5,7 +5,8 @@
 //! - [`http`]: the listener, limits, extractors, problems, pagination and idempotency keys
 //! - [`identity`]: the caller of a request, and the extractors that require a role
 //! - [`database`]: the pool, transactions, measured statements, checks, and the monitor
-//! - [`migrations`]: migrating the schema to the newest version, and setting the privileges of the service's role
+//! - [`migrations`]: applying the migrations, starting an audit epoch, and setting the privileges and settings of the
+//!   service's role
 //! - [`audit`]: the tamper-evident audit log: recording, sealing, verification, export
 //! - [`telemetry`]: logs, traces, metrics and correlation ids
 //! - [`ops`]: the operations listener: probes, metrics, log level

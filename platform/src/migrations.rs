@@ -25,7 +25,7 @@ const TABLE: &str = "_sqlx_migrations";
 /// waits for a long-running reader such as a backup, every later statement on the table queues behind the migration.
 const LIMIT_LOCK_WAITS: &str = "set lock_timeout = '1s'";
 
-/// Pause between two attempts, in which the statements that have queued are executed.
+/// Pause between two attempts to apply the migrations. In the pause, the statements that have queued are executed.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Settings of the service's role. They are not start-up options of the connections, because a pooler in transaction
@@ -88,8 +88,8 @@ pub struct MigrationReport {
 pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<MigrationReport, MigrateError> {
     let owner = settings.owner();
     wait_until_reachable(owner, settings.startup_wait).await?;
-    // The statement timeout is disabled, because a migration, or the wait for another replica's migration, may take any
-    // time.
+    // The statement timeout is disabled, because a migration, or the wait for another replica's migration, may take
+    // hours.
     let url = owner.clone().application_name("migrate").without_statement_timeout();
     let mut connection = url.connect().await.map_err(sqlx::migrate::MigrateError::from)?;
     let role = settings.url.username().to_owned();
@@ -123,8 +123,9 @@ pub async fn migrate(settings: &Settings, migrations: &Migrator) -> Result<Migra
     Ok(MigrationReport { applied: after.len() - before.len(), version })
 }
 
-/// Applies the missing migrations, and starts a new audit epoch if the database was loaded into another cluster. Each
-/// migration is a transaction of its own, so the call can be repeated after an error.
+/// Applies the missing migrations, unless the schema is newer than this release. Starts a new audit epoch if the
+/// database was loaded into another cluster. Each migration is a transaction of its own, so the call can be repeated
+/// after an error.
 async fn apply(
     connection: &mut PgConnection,
     migrations: &Migrator,
@@ -151,7 +152,7 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<AppliedMigration>,
 /// Returns whether the schema has every migration of this binary, unchanged, and newer ones, which sqlx would reject.
 ///
 /// # Errors
-/// A migration of this binary was changed or has failed.
+/// A statement failed, a migration failed halfway, or a migration of this binary was changed.
 async fn is_newer(
     connection: &mut PgConnection,
     migrations: &Migrator,
@@ -207,7 +208,7 @@ async fn grant_rights(
     let statement_timeout = statement_timeout.as_millis().to_string();
     let mut settings = vec![("statement_timeout", &*statement_timeout)];
     settings.extend(ROLE_SETTINGS);
-    // A commit that precedes the call of another service must survive any crash. Every value except `off`
+    // A commit that precedes the call of another service must survive a crash of the server. Every value except `off`
     // guarantees this, and is kept.
     if synchronous_commit(connection, role).await? == "off" {
         settings.push(("synchronous_commit", "on"));
@@ -249,8 +250,8 @@ async fn execute_formatted(
 
 /// Returns the value of `synchronous_commit` in a new session of `role`. A value that is set for the role or for the
 /// database takes precedence over the server's value. The server's value is read from this session. If this session's
-/// own role overrides the server's value, that value is unknown. Then `off` is returned, so that the caller sets the
-/// parameter.
+/// own role overrides the server's value, the server's value is unknown. Then `off` is returned, so that the caller
+/// sets the parameter.
 async fn synchronous_commit(connection: &mut PgConnection, role: &str) -> Result<String, sqlx::Error> {
     let statement = sqlx::query_scalar(
         "select coalesce(

@@ -59,9 +59,9 @@ pub struct Run<'a> {
 /// The cases by name, in the order in which they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Case {
-    /// `POST /v1/orders` in comparison with pgbench and the peers
+    /// `POST /v1/orders` in comparison with pgbench and other services
     Write,
-    /// `GET /v1/orders/{id}` and the list in comparison with pgbench and the peers
+    /// `GET /v1/orders/{id}` in comparison with pgbench and other services, and the list of orders with pgbench
     Read,
     /// Cost of logs, metrics and traces
     Telemetry,

@@ -98,8 +98,8 @@ fn requests(
     orders.map(|number| pay(&order(number), number % CUSTOMERS)).collect()
 }
 
-/// Waits until every payment waits for the gateway. Then reads the number of pool connections in use, and the number of
-/// sessions with an open transaction, ten times each. Returns the minimum of each.
+/// Waits until every payment of the second half waits for the gateway. Then reads two numbers ten times: the pool
+/// connections in use, and the sessions with an open transaction. Returns the minimum of each number.
 async fn measure_while_all_wait(
     run: &Run<'_>,
     server: &Server,

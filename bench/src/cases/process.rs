@@ -1,4 +1,5 @@
-//! The process itself: start-up time, memory, the scrape of its metrics, size of the executable, and build times.
+//! The process itself: start-up time, memory, duration and number of series of a scrape, size of the executable, and
+//! build times.
 use std::{fs, time::Instant};
 
 use dev::{cargo, project};
@@ -68,8 +69,8 @@ fn series(scrape: &str) -> f64 {
     count(scrape.lines().filter(|line| !line.starts_with('#')).map(|_series| 1).sum())
 }
 
-/// Returns the seconds of a clean release build in a separate directory, and of an incremental debug build after a
-/// change in one file.
+/// Returns the duration in seconds of a clean release build in a separate directory, and of an incremental debug build
+/// after a change in one file.
 async fn builds(run: &Run<'_>) -> anyhow::Result<(f64, f64)> {
     let target = run.test_bed.directory.join("target");
     let directory = target.display().to_string();

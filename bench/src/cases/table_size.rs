@@ -25,7 +25,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
         existing = orders;
         let telemetry = Telemetry::Everything { sampled: 0.1 };
         let server = Server::start(run.test_bed, &database, telemetry, None, &[]).await?;
-        (run.progress)("table-size: waiting for the seals of these events");
+        (run.progress)("table-size: waiting until the service has sealed these events");
         database.wait_until_sealed().await?;
         run.test_bed.checkpoint().await?;
         let requests = [

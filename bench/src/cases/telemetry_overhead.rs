@@ -10,7 +10,7 @@ use crate::{
     statistics::ratio,
 };
 
-/// A route that does no work: a small JSON document from memory.
+/// The trivial route, whose handler does no work: it returns a small JSON document from memory.
 const TRIVIAL: &str = "/problems/not-found";
 
 const CLIENTS: usize = 32;
@@ -162,12 +162,12 @@ fn section(framework: &Rounds, levels: &[Level]) -> Section {
         title: "Cost of telemetry".to_owned(),
         about: format!(
             "CPU per request, {CLIENTS} clients in a closed loop. *Everything* is the JSON access log into a file, \
-             metrics, and traces to a receiver over gRPC. *Log records* are the lines, exported to the same receiver in \
-             addition (`OTEL_LOGS_EXPORTER=otlp`). *Bare* is the same executable with `RUST_LOG=off`, \
+             metrics, and traces to a receiver over gRPC. *Log records* are the lines of that log, exported to the same \
+             receiver in addition (`OTEL_LOGS_EXPORTER=otlp`). *Bare* is the same executable with `RUST_LOG=off`, \
              `OTEL_SDK_DISABLED=true` and standard output to `/dev/null`; correlation ids and metrics have no switch, \
              and the lines of the audit log cannot be silenced. The trivial route is `GET {TRIVIAL}`. The receiver \
-             got {spans} spans, and {dropped:.0} were dropped because of a full queue; {dropped_lines:.0} lines and \
-             records were dropped."
+             got {spans} spans, and {dropped:.0} were dropped because of a full queue; {dropped_lines:.0} log lines \
+             and log records were dropped."
         ),
         tables: vec![trivial, orders],
         goals,

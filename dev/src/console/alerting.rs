@@ -1,6 +1,7 @@
 //! A real Prometheus and a real Alertmanager, if both programs are installed on this machine.
 //!
-//! Both use the project's own rules and routes. Alertmanager sends its notifications to the console's alert inbox.
+//! Prometheus uses the project's own rules, and Alertmanager the project's own routes. Alertmanager sends its
+//! notifications to the console's alert inbox.
 use std::{
     env, fs, io,
     net::{Ipv4Addr, TcpListener},
@@ -81,8 +82,8 @@ struct ActiveAlert {
 }
 
 impl AlertingStack {
-    /// Starts both programs. Prometheus scrapes this target, and Alertmanager notifies this inbox. Returns `None`
-    /// unless both programs are installed.
+    /// Starts both programs. Prometheus scrapes `target` and both programs, and Alertmanager notifies the inbox at the
+    /// address `inbox`. Returns `None` unless both programs are installed.
     pub(super) fn start(directory: &Path, target: &Url, inbox: &str) -> Result<Option<Self>, Error> {
         let (Some(prometheus), Some(alertmanager)) = (program("prometheus"), program("alertmanager")) else {
             return Ok(None);
@@ -171,8 +172,8 @@ fn program(name: &str) -> Option<PathBuf> {
     env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
-/// Returns a free address. These programs do not report a port that the system selects, so the console selects the
-/// port.
+/// Returns a free address. The console selects the port, because Prometheus and Alertmanager do not report a port that
+/// the system selects.
 fn free_address() -> io::Result<String> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.to_string())
 }

@@ -1,6 +1,7 @@
 //! The view *Audit*: the newest events and seals, and the verification of the chain of seals by the service.
 //!
-//! The console reads the tables as the owner of the schema, because the API would record each read in the audit log.
+//! The console reads the tables directly, as the owner of the schema. A read through the API would add an event to the
+//! audit log.
 use std::{
     fs::File,
     io::{BufRead as _, BufReader},
@@ -93,8 +94,8 @@ pub(super) struct Verification {
     seconds: f64,
 }
 
-/// Returns whether the service's log contains a head: a line with the number and the hash of the newest seal at the
-/// time of the line. The log can be larger than memory, so it is read line by line.
+/// Returns whether the service's log contains a head: a line with the number and the hash of the seal that was the
+/// newest when the line was logged. The log can be larger than memory, so it is read line by line.
 fn contains_heads(log: &Path) -> bool {
     let lines = File::open(log).map(|file| BufReader::new(file).lines());
     lines.is_ok_and(|lines| lines.map_while(Result::ok).any(|line| line.contains("\"seal_hash\"")))

@@ -55,7 +55,7 @@ pub(super) struct Filter {
     level: String,
     /// Prefix of the target.
     target: String,
-    /// Substring of the line, case-insensitive.
+    /// Substring of the unparsed line, case-insensitive.
     text: String,
     correlation_id: String,
     trace_id: String,
@@ -127,7 +127,8 @@ impl Filter {
         Self { trace_id: trace_id.to_owned(), ..Self::default() }
     }
 
-    /// Returns whether the unparsed line can match. This avoids parsing most of the lines that do not match.
+    /// Returns whether the unparsed line contains the text and the ids of the filter. Most lines that do not match are
+    /// excluded here, without being parsed.
     fn may_match(&self, line: &StoredLine, needle: &str) -> bool {
         (self.trace_id.is_empty() || line.text.contains(&self.trace_id))
             && (self.correlation_id.is_empty() || line.text.contains(&self.correlation_id))

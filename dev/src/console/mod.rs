@@ -1,8 +1,8 @@
 //! The console: a web page that shows the service's telemetry. The console needs no Docker.
 //!
 //! The console receives spans over OTLP, reads the log lines that the service prints, and scrapes `/metrics`. The
-//! service has no code for the console. All stored data is bounded: [`traces`], [`logs`] and [`metrics`] document the
-//! bounds.
+//! service has no code for the console. The stored spans, log lines and samples are bounded: [`traces`], [`logs`] and
+//! [`metrics`] document the bounds.
 //!
 //! - [`traces`], [`logs`], [`metrics`]: received telemetry
 //! - [`now`], [`panels`]: the view *Now*, with its charts and figures
@@ -84,7 +84,8 @@ pub struct ObservedSystem {
     pub database_url: Url,
     /// Connection URL with the PostgreSQL role that owns the schema.
     pub owner_url: Url,
-    /// The file with the service's log lines. They contain the heads of the audit log (`docs/audit.md`).
+    /// The file with the service's log lines, which contain the heads of the audit log (`docs/audit.md`). With `None`,
+    /// the console verifies the audit log without heads.
     pub log: Option<PathBuf>,
     pub faults: Switchboard,
     /// The primary and its standby, if the database has a standby.
@@ -111,10 +112,11 @@ struct Replica {
 /// Health of a replica.
 #[derive(Debug, Clone, Default, Serialize)]
 struct ReplicaHealth {
-    /// Status and body of `/readyz`.
+    /// Status of `/readyz`, or `None` without a response.
     ready_status: Option<u16>,
+    /// Body of `/readyz`, or null without a JSON response.
     ready: Value,
-    /// Body of `/health`.
+    /// Body of `/health`, or null without a JSON response.
     health: Value,
 }
 

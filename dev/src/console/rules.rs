@@ -69,8 +69,8 @@ pub(super) struct RuleState {
     pub(super) notes: Vec<String>,
 }
 
-/// The rules. Each has its parsed expression, or the reason why the console cannot evaluate the expression, and its
-/// displayed comparison.
+/// The rules, each with its parsed expression or the reason why the console cannot evaluate the expression. The third
+/// part of each tuple is the displayed comparison, if the expression has one.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     rules: Vec<(Rule, Result<Expression, String>, Option<Comparison>)>,
@@ -145,8 +145,8 @@ fn rule(source: RuleSource) -> Option<(Rule, Result<Expression, String>, Option<
     Some((rule, parsed, comparison))
 }
 
-/// Rejects expressions that the console cannot evaluate, because the console evaluates no recording rules and has a
-/// short retention.
+/// Rejects expressions that need a recorded series or a range longer than [`RETENTION`]. The console evaluates no
+/// recording rules, and stores no older samples.
 fn check_supported(expression: &Expression) -> Result<(), String> {
     if let Some(recorded) = expression.metrics().into_iter().find(|name| name.contains(':')) {
         return Err(format!("needs the recorded series {recorded}, which only Prometheus stores"));

@@ -1,7 +1,7 @@
 //! The newest traces, assembled from received spans.
 //!
-//! Bounds: [`MAX_TRACES`] traces and [`MAX_BYTES`] of spans. The oldest trace is dropped first. A trace stores its
-//! first [`MAX_SPANS`] spans and counts the others.
+//! Bounds: [`MAX_TRACES`] traces and [`MAX_BYTES`] of spans. The oldest trace that is not pinned is dropped first. A
+//! trace stores its first [`MAX_SPANS`] spans and counts the others.
 use std::collections::{HashMap, VecDeque};
 
 use serde::Serialize;
@@ -35,7 +35,7 @@ struct Trace {
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
 pub(super) struct Filter {
-    /// Substring of the name, such as `GET /v1/me`.
+    /// Substring of the name, case-insensitive, such as `GET /v1/me`.
     route: String,
     /// A class such as `2xx`, a code such as `404`, or `error` for traces with a failed span or a 5xx response.
     status: String,
@@ -206,7 +206,7 @@ impl Trace {
             children.entry(if has_parent { &span.parent_id } else { "" }).or_default().push(span);
         }
         for siblings in children.values_mut() {
-            // The loop below pops spans from the end.
+            // The latest span comes first, because the loop below pops spans from the end.
             siblings.sort_by_key(|span| std::cmp::Reverse(span.started));
         }
         let mut bars = Vec::new();
@@ -268,7 +268,7 @@ impl Filter {
     }
 }
 
-/// Returns the id of the replica.
+/// Returns the id of the replica that sent the span.
 fn instance(span: &Span) -> String {
     span.resource.get("service.instance.id").and_then(Value::as_str).unwrap_or_default().to_owned()
 }

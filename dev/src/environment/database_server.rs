@@ -21,8 +21,8 @@ pub(super) enum DatabaseServer {
 }
 
 impl DatabaseServer {
-    /// Uses the server named in the environment, or starts a server with persistent data in this directory. Prepares
-    /// the database.
+    /// Uses the server that `DEV_DATABASE_URL` or `DATABASE_URL` names, or starts a server with persistent data in this
+    /// directory. Prepares the database.
     pub(super) async fn start_single(
         directory: PathBuf,
         executable: &Path,
@@ -69,7 +69,7 @@ impl DatabaseServer {
     }
 
     /// Makes base backups of a replicated database, and carries out the console's requests for a failover or a restore,
-    /// until the future is dropped. Only waits for a single server. `settings` are the service's settings.
+    /// until the future is dropped. With a single server, only waits. `settings` are the service's settings.
     pub(super) async fn run(&mut self, settings: &[(String, String)], progress: &dyn Fn(&str)) -> Infallible {
         match self {
             Self::Single(_) => std::future::pending().await,

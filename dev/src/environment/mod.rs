@@ -10,7 +10,7 @@
 //! - `database_server`: a single database server, or a primary with a standby
 //! - `service`: the service as a child process
 //! - `scenario`: a fault that is switched on and off repeatedly
-//! - `screen`: the overview of all addresses
+//! - `screen`: the text that is printed after the start
 mod data_dir;
 pub(crate) mod database;
 mod database_server;
@@ -310,7 +310,8 @@ fn report_end(
     }
 }
 
-/// Deletes the database and the records of the external services that earlier runs have stored.
+/// Deletes the database server's data and the records of the external services that earlier runs have stored in the
+/// data directory.
 async fn delete_previous_data(data_dir: &DataDir, progress: &dyn Fn(&str)) -> Result<(), Error> {
     progress("deleting the data of earlier runs");
     postgres::delete_data(data_dir.directory(), progress).await?;

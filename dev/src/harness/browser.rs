@@ -24,7 +24,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts the driver and the browser, and opens a page of this site.
+    /// Starts `driver` (`chromedriver`) and the browser `program`, and opens the page with this path of the site.
     pub async fn open(program: &Path, driver: &Path, site: &str, path: &str) -> Self {
         let (driver, port) = start(driver).await;
         let options = json!({
@@ -102,7 +102,7 @@ impl Browser {
         .await;
     }
 
-    /// Presses a key, given by its name, in the focused element.
+    /// Presses a key in the focused element. `key` is `Enter` or a single character.
     pub async fn press(&self, key: &str) {
         let (text, code) = if key == "Enter" { ("\r", 13) } else { (key, 0) };
         let down = json!({ "type": "keyDown", "key": key, "text": text, "windowsVirtualKeyCode": code });
@@ -123,7 +123,7 @@ impl Browser {
         self.send_devtools_command("Emulation.setEmulatedMedia", features).await;
     }
 
-    /// Saves a screenshot of the page in the directory `target/console`, and returns the path of the file.
+    /// Saves a screenshot of the page in the checkout's directory `target/console`, and returns the path of the file.
     pub async fn screenshot(&self, name: &str) -> PathBuf {
         let directory = project::root().join("target/console");
         std::fs::create_dir_all(&directory).unwrap();
@@ -151,8 +151,8 @@ impl Browser {
     }
 }
 
-/// Starts the driver, and returns its port. The driver selects a port that is free for IPv6, and exits if this port is
-/// in use for IPv4. This function then starts the driver again.
+/// Starts the driver, and returns its process and its port. The driver selects a port that is free for IPv6, and exits
+/// if this port is in use for IPv4. This function then starts the driver again, and panics after five failed starts.
 async fn start(driver: &Path) -> (Child, u16) {
     let mut output = Vec::new();
     for _ in 0..5 {

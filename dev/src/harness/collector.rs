@@ -1,5 +1,5 @@
 //! A collector that receives and stores the spans and log records of a service over OTLP. The collector can reject
-//! requests or delay its responses. When the collector is dropped, the test fails if a received attribute or field is
+//! requests or delay its responses. When the collector is dropped, the test fails if a stored attribute or field is
 //! missing in `docs/telemetry-schema*.md`.
 use std::{
     collections::BTreeSet,
@@ -36,7 +36,7 @@ pub struct Collector {
     server: JoinHandle<()>,
 }
 
-/// The received spans and log records, and the current behaviour.
+/// The accepted spans and log records, the number of received requests, and the current behaviour.
 #[derive(Debug, Clone, Default)]
 struct Inbox(Arc<Mutex<Contents>>);
 
@@ -136,7 +136,7 @@ impl Inbox {
         self.0.lock().expect("a holder of the lock panicked")
     }
 
-    /// Simulates the current behaviour. Returns whether the request is accepted.
+    /// Counts a request, and simulates the current behaviour. Returns whether the request is accepted.
     async fn accepts(&self) -> bool {
         let behavior = {
             let mut contents = self.lock();

@@ -26,8 +26,8 @@ impl CommandOutput {
     }
 }
 
-/// Runs a command of the executable with these settings only. The command reads no `.env` file, and inherits only the
-/// variables that [`Launch::new`] keeps.
+/// Runs a command of the executable with these settings. The command runs in `/`, so it does not read the checkout's
+/// `.env` file. The command inherits only the environment variables that [`Launch::new`] keeps.
 pub async fn run(executable: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> CommandOutput {
     finish(start(executable, arguments, settings)).await
 }

@@ -20,8 +20,8 @@ use crate::{
     project,
 };
 
-/// Password of the owner and of the service's role. The password needs no secrecy: a server that the tests start
-/// listens on this machine only. On a server named in the environment, the next run drops both roles.
+/// Password of the owner and of the service's role. The password needs no secrecy, because a server that the tests
+/// start listens on this machine only. On a server named in the environment, the next run drops both roles.
 const PASSWORD: &str = "for-tests-only";
 
 /// A database that is dropped at the end of its test.
@@ -116,7 +116,7 @@ impl Database {
         &self.service_url
     }
 
-    /// Starts a standby of the server, which must be a dedicated server.
+    /// Starts a standby of the server, which must be a dedicated server. Panics for a server named in the environment.
     pub async fn standby(&self) -> Standby {
         let started = self.server.standby(&|line| eprintln!("{line}")).await;
         let server = started.unwrap_or_else(|error| panic!("{error}"));

@@ -6,8 +6,8 @@
 //!
 //! Rules of tests:
 //! - Tests do not sleep. Tests wait for conditions with [`eventually`], which has a deadline.
-//! - Tests share only the PostgreSQL server. Each service has a fresh database, cloned from a template. The
-//!   executable's own `migrate` creates the template's schema once per run.
+//! - Tests share only the PostgreSQL server. Each service has a fresh database, by default cloned from a template. The
+//!   executable's own `migrate` creates the template's schema once per test process.
 //! - Domain code is in [`example::harness`](crate::example::harness).
 //! - A helper panics on failure, with a message that describes the failure. Tests handle no errors.
 #![allow(

@@ -76,12 +76,12 @@ impl Schema {
         span.attributes.keys().filter(|name| !self.span_attributes.contains(*name)).cloned().collect()
     }
 
-    /// Returns the undocumented fields of a log record.
+    /// Records the names of a log record's fields, and returns the undocumented names.
     pub(super) fn unknown_in_record(&self, target: &str, attributes: &Attributes) -> BTreeSet<String> {
         self.unknown_fields(target, attributes.keys())
     }
 
-    /// Returns the undocumented fields of a log line.
+    /// Records the names of a log line's fields, and returns the undocumented names.
     pub(super) fn unknown_in_line(&self, line: &Value) -> BTreeSet<String> {
         let target = line["target"].as_str().unwrap_or_default();
         line.as_object().map_or_else(BTreeSet::new, |fields| self.unknown_fields(target, fields.keys()))

@@ -303,7 +303,7 @@ impl Service {
         Some((response.status().as_u16(), response.text().await.ok()?))
     }
 
-    /// Returns the status and the body of a path of the operations listener; status 0 without a response.
+    /// Requests a path of the operations listener. Returns the status and the body; status 0 without a response.
     pub async fn ops(&self, path: &str) -> (u16, String) {
         self.request_ops(Method::GET, path, "").await.unwrap_or_default()
     }
@@ -347,17 +347,17 @@ impl Service {
         value.unwrap_or_else(|| panic!("there is no series {series}"))
     }
 
-    /// Stops reading the service's output, while the pipe stays open.
+    /// Stops reading the service's standard output, while the pipe stays open.
     pub fn stall_output(&self) {
         self.process.child.stall_stdout();
     }
 
-    /// Resumes reading the service's output, including all lines still in the pipe.
+    /// Resumes reading the service's standard output, including all lines still in the pipe.
     pub fn resume_output(&self) {
         self.process.child.resume_stdout();
     }
 
-    /// Closes the reading end of the service's output.
+    /// Closes the reading end of the service's standard output.
     pub fn close_output(&self) {
         self.process.child.close_stdout();
     }

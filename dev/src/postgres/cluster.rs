@@ -24,10 +24,11 @@ use crate::{
     project,
 };
 
-/// The superuser of these servers.
+/// The superuser of every server that this process creates.
 const SUPERUSER: &str = "postgres";
 
-/// Deadline of a start. A start after a crash of the machine takes longer, because PostgreSQL replays the WAL.
+/// Deadline of a start. A start after a crash of the machine takes longer than usual, because PostgreSQL replays the
+/// WAL.
 const START_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Deadline of a stop.
@@ -127,7 +128,7 @@ impl BaseBackup {
 }
 
 impl Cluster {
-    /// Starts a server from the first of the `installed` installations that can serve the data.
+    /// Starts a server with the first of the `installed` installations that can serve the data.
     pub(super) async fn start(
         installed: &[Binaries],
         unix_user: &UnixUser,
@@ -203,7 +204,7 @@ impl Cluster {
             }
             progress("starting PostgreSQL again: its port or its shared memory was still in use");
             if log.contains(PORT_IN_USE) {
-                // Otherwise the next attempt would use the same port.
+                // Otherwise the next attempt would try the same port first.
                 std::fs::remove_file(files.port()).ok();
             }
             sleep(Duration::from_millis(200)).await;
@@ -342,8 +343,8 @@ async fn initialise(
     std::fs::rename(incomplete, files.data()).map_err(Error::io("rename the data directory"))
 }
 
-/// Stops a server that still uses the data, because its parent and the watchdog were both killed. If the server was
-/// killed too, PostgreSQL removes the server's lock file at the next start.
+/// Stops a server of an earlier run that still uses the data. A server keeps running if its parent and the watchdog
+/// were both killed. The lock file of an ended server stays, because PostgreSQL removes this file at the next start.
 async fn stop_orphan(data: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
     let lock = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let Some(pid) = lock.lines().next().and_then(|line| line.trim().parse().ok()) else { return Ok(()) };
@@ -369,7 +370,8 @@ async fn stop_orphan(data: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> 
 }
 
 /// Returns the port of the last run, so that saved connections of database tools stay valid. Returns another port if
-/// that port is in use. The start is repeated if another process takes the port first.
+/// that port is in use, or at the first run. If another process takes the port before the server listens, the start is
+/// repeated.
 fn free_port(port_file: &Path) -> std::io::Result<u16> {
     let last = std::fs::read_to_string(port_file).ok().and_then(|port| port.trim().parse().ok());
     let listen = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));

@@ -3,8 +3,8 @@
 //! The search order: a server named in the environment, the programs of this machine, a download. Each step reports its
 //! result, so that the user can see why a server was selected.
 //!
-//! On a server that this process has not started, only objects with this project's [`Ownership`] comment are changed or
-//! dropped. A database or role that has a required name but not this comment is an error.
+//! On a server that this process has not started, only databases and roles with this project's [`Ownership`] comment
+//! are altered or dropped. A database or role that has a required name but not this comment is an error.
 mod base_backup;
 mod binaries;
 mod cluster;
@@ -38,7 +38,8 @@ pub enum Purpose {
     Development { directory: PathBuf },
     /// Temporary and fast: the data is deleted at the end of the process, so it is not flushed to disk.
     Tests,
-    /// Temporary, always started by this process, and as durable as in production, because tests kill this server.
+    /// Temporary, always started by this process, and as durable as in production, because tests and failovers kill
+    /// this server.
     Durable,
 }
 
@@ -86,7 +87,7 @@ pub enum Error {
         "the {kind} `{name}` exists on this server but was not created by this checkout ({comment}), so it stays unchanged"
     )]
     NotOurs { kind: &'static str, name: String, comment: String },
-    #[error("the server was started by another program, so it is not restarted")]
+    #[error("the server was started by another program, so this process cannot stop, restart or copy it")]
     NotStartedHere,
     #[error("there is no standby to promote")]
     NoStandby,

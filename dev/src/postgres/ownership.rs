@@ -17,7 +17,7 @@ pub enum Ownership {
     /// An environment with this data directory. Two environments on one server must not share a database, because
     /// the stored data would not match their separate simulators.
     Environment(String),
-    /// A single test process.
+    /// A single test process, or a process that starts a [`Purpose::Durable`] server.
     Tests { host: String, pid: u32, started: DateTime<Utc> },
 }
 

@@ -60,7 +60,7 @@ pub struct ReplicatedServer {
     nodes: Vec<TcpProxy>,
     /// Index of the primary's node.
     active: usize,
-    /// Proxy to the current primary. Every change of the primary redirects the proxy.
+    /// Proxy to the current primary, redirected after every change of the primary.
     to_primary: TcpProxy,
     /// Proxy between the primary and the standby.
     replication: TcpProxy,
@@ -216,8 +216,8 @@ impl ReplicatedServer {
         url
     }
 
-    /// Starts a new standby on the node without a server, and waits until it follows the primary. Has no effect if a
-    /// standby exists, or without a mode.
+    /// Starts a new standby on the node without a server, and waits until the standby follows the primary. Has no
+    /// effect if a standby exists, or without a mode.
     pub async fn rejoin(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         let Some(mode) = self.mode.filter(|_| self.standby.is_none()) else { return Ok(()) };
         reconnect(&self.replication, &self.primary)?;

@@ -50,7 +50,8 @@ pub enum Rights {
 }
 
 impl Server {
-    /// Finds or starts a server, in the search order of [this module](super). `progress` receives a line for each step.
+    /// Finds or starts a server, in the search order of [this module](super). On a server named in the environment,
+    /// drops the databases and roles that ended test runs have left. `progress` receives a line for each step.
     pub async fn find_or_start(purpose: Purpose, progress: &dyn Fn(&str)) -> Result<Self, Error> {
         let ownership = Ownership::of(&purpose);
         Ok(match search::find(&purpose, progress).await? {
@@ -361,7 +362,7 @@ impl Server {
             self.execute(&[format!("drop database if exists {} with (force)", sql::name(&database))]).await?;
         }
         for role in roles.into_iter().filter_map(stale) {
-            // Dropping fails for a role that owns objects in another database, which is harmless.
+            // Dropping fails for a role that still owns objects in a database. The next run then tries again.
             self.execute(&[format!("drop role if exists {}", sql::name(&role))]).await.ok();
         }
         Ok(())

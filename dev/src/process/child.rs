@@ -289,7 +289,7 @@ impl Child {
         self.output.lines()
     }
 
-    /// Returns the newest lines, oldest first.
+    /// Returns the newest `count` lines, oldest first.
     pub fn tail(&self, count: usize) -> Vec<Line> {
         self.output.tail(count)
     }

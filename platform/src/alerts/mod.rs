@@ -2,11 +2,12 @@
 //! as an open circuit breaker or a manipulated audit log.
 //!
 //! Raising an alert never waits and never fails, because it must not disturb the work that raises it. The alert is
-//! logged and put into a bounded queue, and a separate task sends it, with retries. Once a receiver has accepted an
-//! alert, the same alert (severity and title) is not sent again within `ALERT_REPEAT_INTERVAL_SECONDS`, so that a
-//! flapping dependency does not page repeatedly.
+//! logged and put into a bounded queue, and a separate task sends it, with retries. The same alert (severity and title)
+//! is not sent again within `ALERT_REPEAT_INTERVAL_SECONDS`, so that a flapping dependency does not page repeatedly.
+//! The interval does not apply to an alert that was dropped or that no receiver accepted.
 //!
-//! Callers that store alerts until a receiver accepts them use [`Alerts::deliver`], which has no queue and no interval.
+//! Callers that store alerts until a receiver accepts them use [`Alerts::deliver`], which uses neither the queue nor
+//! the interval.
 //!
 //! `alerts_sent_total` counts the outcomes. Without receivers, raised alerts are only logged.
 mod receiver;
@@ -105,7 +106,7 @@ pub struct Alert {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// A raised alert, ready to send. Its JSON is the body for webhooks.
+/// An alert that is ready to send. Its JSON is the body for webhooks.
 #[derive(Debug, Serialize)]
 struct OutgoingAlert {
     #[serde(skip)]

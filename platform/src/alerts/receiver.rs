@@ -10,8 +10,8 @@ use url::Url;
 use super::OutgoingAlert;
 use crate::resilience::retry::Backoff;
 
-/// Maximum number of attempts to send an alert to a receiver. With the pauses between them, the attempts take about as
-/// long as the restart of a receiver.
+/// Maximum number of attempts to send an alert to a receiver. The pauses between them take up to 7.5 seconds together,
+/// so an alert usually survives a short restart of the receiver.
 const MAX_ATTEMPTS: u32 = 5;
 
 const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));

@@ -196,7 +196,7 @@ pub(super) struct Chain {
     absent: Vec<(i64, String)>,
     exports: Vec<ExportRecord>,
     restores: Vec<RestoreEvent>,
-    /// The logged seals of the chain.
+    /// The seals of the chain whose numbers were logged.
     logged: Vec<LoggedSeal>,
     violation: Option<ChainViolation>,
     events: u64,

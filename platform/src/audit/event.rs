@@ -1,5 +1,5 @@
-//! An audit event, with the fields that NIST SP 800-53 AU-3 requires, and the reason that an operator gives for a
-//! command.
+//! An audit event, with the fields that NIST SP 800-53 AU-3 requires. The module also parses the reason that an
+//! operator gives for a command.
 use std::net::IpAddr;
 
 use chrono::{DateTime, Utc};
@@ -26,7 +26,7 @@ pub enum EventType {
     DataAccess,
     /// A change of data.
     DataChange,
-    /// A change of the running service.
+    /// A change of the configuration of the running service.
     Configuration,
     /// An operation on the audit log.
     Audit,
@@ -138,7 +138,7 @@ impl Event {
         Self::new(EventType::DataChange, resource, action, EventResult::Success)
     }
 
-    /// Adds the ids of the affected rows.
+    /// Adds the ids and the number of the affected rows.
     #[must_use]
     pub fn records(self, ids: impl IntoIterator<Item = Uuid>) -> Self {
         let ids: Vec<_> = ids.into_iter().map(|id| Value::String(id.to_string())).collect();
@@ -147,8 +147,8 @@ impl Event {
     }
 
     /// Adds a detail to the metadata, unless `value` is null. Callers must never add a secret. They must not add a
-    /// fractional number or a nested null either, because the database rejects such an event. NUL characters in texts
-    /// are replaced, because PostgreSQL would reject the whole event.
+    /// value that the SQL function `metadata_has_one_form` rejects either, such as a fractional number or a nested
+    /// null. The database would reject the whole event. For the same reason, NUL characters in texts are replaced.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         let mut value = value.into();

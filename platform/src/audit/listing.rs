@@ -121,9 +121,9 @@ pub async fn list(
     page: PageRequest<(DateTime<Utc>, Uuid)>,
 ) -> Result<Page<AuditEvent>, sqlx::Error> {
     let mut transaction = database.begin().await?;
-    // The conditions below are optional, and a generic plan could not use an index for any of them. So PostgreSQL plans
-    // this statement for its actual values each time. The planning time does not matter, because an auditor can wait
-    // for the response.
+    // Most conditions below are optional (`is null or`), and a generic plan cannot use an index for such a condition.
+    // So PostgreSQL plans this statement for its actual values each time. The planning time does not matter, because an
+    // auditor can wait for the response.
     let planning = sqlx::query!("set local plan_cache_mode = force_custom_plan");
     instrument_query("audit_events.plan", planning.execute(&mut *transaction)).await?;
     let (before, before_id) = page.after.unzip();

@@ -11,7 +11,7 @@ use crate::{
     resilience::retry::Backoff,
 };
 
-/// Backoff between attempts to record an event while the database is unreachable.
+/// Backoff between the attempts of [`record_once_possible`].
 const RETRY_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
 /// An event of a transaction that may still be rolled back. The caller must call [`Self::committed`] after the commit,
@@ -32,7 +32,7 @@ impl PendingEvent {
     }
 }
 
-/// Writes an event within the transaction that makes the change.
+/// Writes an event within the caller's transaction.
 ///
 /// # Errors
 /// The statement failed. The whole transaction then fails, so no change is committed without its event.

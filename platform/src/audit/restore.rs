@@ -21,7 +21,8 @@ use crate::database::{Database, instrument_query};
 /// The part of the audit log that a restore has lost.
 #[derive(Debug)]
 pub struct LostSpan {
-    /// The time of the newest seal that is not lost. Changes before that time are in the restored database.
+    /// The time of the newest seal that is not lost, or the beginning of the first epoch if there is no such seal.
+    /// Changes before that time are in the restored database.
     pub since: DateTime<Utc>,
     /// True if this restore is recorded, and every logged head is either in the chain or recorded as lost.
     pub is_recorded: bool,

@@ -108,7 +108,8 @@ impl Sealer {
         }
     }
 
-    /// Seals the next batch, and logs the head of the chain. A worker calls this function for each unit of work.
+    /// Seals the next batch, and logs the head of the chain, unless another process is sealing. A worker calls this
+    /// function for each unit of work.
     ///
     /// # Errors
     /// A statement failed, the chain was rewritten or truncated, its last seal was forged, or the cluster is not that

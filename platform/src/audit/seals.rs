@@ -1,5 +1,6 @@
-//! The statements that read events in the order of their positions, read and extend the chain of seals, and measure the
-//! sealing lag.
+//! The statements that take the sealing lock, read the horizon, and read events in the order of their positions.
+//! Further statements read and extend the chain of seals, measure the sealing lag, and find the transaction that delays
+//! sealing.
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};

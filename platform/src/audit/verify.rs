@@ -1,8 +1,9 @@
 //! Verification that the audit log is unchanged since it was sealed, and that the chain of seals matches the logged
 //! heads. A head is the number and the hash of a seal.
 //!
-//! Verification keeps only one page of seals and one page of events in memory. Verification trusts none of the data
-//! that it reads from the database. Verification changes nothing, except that it adds an event about itself.
+//! Verification keeps only one page of seals and one page of events in memory. It computes every hash again from the
+//! events and seals in the database. Only the logged heads reveal a chain that was regenerated as a whole. Verification
+//! changes nothing, except that it adds an event about itself.
 use std::{
     collections::VecDeque,
     io::{BufRead, BufReader},
@@ -48,8 +49,10 @@ impl FromStr for ExternalExport {
     }
 }
 
-/// Verifies the audit log in the database, and compares it with the logged heads. Records the verification as an
-/// event. Events may be missing only if one of the given exports contains them.
+/// Verifies the audit log in the database, and compares it with the logged heads. Records the verification as an event.
+/// Events may be missing only if one of the given exports contains them, and a row of `audit_exports` and a sealed
+/// event confirm that export. Logged seals may be missing only if a row of `audit_restores` and a sealed event confirm
+/// the restore that lost them.
 ///
 /// # Errors
 /// The chain has a violation (the error names the first one), the audit log or an export cannot be read, or the
@@ -171,8 +174,8 @@ pub fn read_heads(path: &Path, heads: &mut KnownHeads) -> Result<(), VerifyError
     read_lines(path, heads, |_| true)
 }
 
-/// Adds the heads in an unmodified log of the service (`LOG_FORMAT=json`, or a file of `LOG_DIRECTORY`). Heads are in
-/// lines of the target `audit`. A truncated last line and lines that are not JSON are ignored.
+/// Adds the heads in a JSON log that the service wrote (`LOG_FORMAT=json`, or a file of `LOG_DIRECTORY`). Heads are in
+/// lines of the target `audit`. Other lines, a truncated last line, and lines that are not JSON are ignored.
 ///
 /// # Errors
 /// The file cannot be read.

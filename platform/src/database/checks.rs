@@ -48,13 +48,13 @@ pub async fn privileges(database: &Database) -> Result<Privileges, sqlx::Error> 
 pub enum Durability {
     /// A commit is on disk before the server confirms it.
     Durable,
-    /// `synchronous_commit` is off: a crash loses the last confirmed commits.
+    /// `synchronous_commit` is off, so a crash can lose the last confirmed commits.
     Lossy,
 }
 
-/// Logs a warning if the settings that `migrate` sets on the service's role are not in force. Without these settings
-/// the service works, but it is slower, and a long statement is not cancelled at the configured timeout. Returns
-/// whether commits are durable.
+/// Logs a warning if `plan_cache_mode` or `statement_timeout` differs from the value that `migrate` sets on the
+/// service's role. The service then works, but it may be slower, or a long statement is not cancelled at the configured
+/// timeout. Returns whether commits are durable.
 ///
 /// # Errors
 /// The statement failed, or no connection was available.

@@ -1,5 +1,5 @@
-//! A pooled connection, and a transaction on such a connection. Statements on both fail if the database does not
-//! respond.
+//! A pooled connection, a transaction on such a connection, and the timeout of a response. Named statements
+//! ([`super::instrument_query()`]), `begin`, `commit` and `rollback` fail if the database does not respond.
 //!
 //! A database host that fails without closing its connections is *lost*. TCP reports the loss only after a quarter of
 //! an hour. Until then, sqlx 0.9.0 waits for a statement's response, and the connection occupies its slot in the pool.
@@ -55,8 +55,8 @@ pub(super) fn set_statement_timeout(timeout: Duration) {
     let _already_set = STATEMENT_TIMEOUT.set(timeout);
 }
 
-/// Returns the time after which a server without a response counts as lost. A working server cancels each statement at
-/// the statement timeout, and reports the cancellation.
+/// Returns the maximum time for which a statement waits for a response. A working server cancels each statement at the
+/// statement timeout, and reports the cancellation.
 fn response_timeout() -> Duration {
     STATEMENT_TIMEOUT.get().copied().unwrap_or_default() + STATEMENT_TIMEOUT_MARGIN
 }
@@ -154,8 +154,8 @@ impl Drop for Connection {
     }
 }
 
-/// Returns a connection to the pool if it responds to a ping, and closes it otherwise. A cancelled statement that still
-/// runs on the server delays the response.
+/// Returns a connection to the pool if it responds to a ping and the pool has room. Otherwise closes the connection. A
+/// cancelled statement that still runs on the server delays the response.
 async fn return_to_pool(mut pooled: PooledConnection, mut slot: Option<OwnedSemaphorePermit>) {
     let response = {
         let mut ping = pin!(timeout(RETURN_PING_TIMEOUT, sqlx::Connection::ping(&mut **pooled)));

@@ -1,4 +1,5 @@
-//! Observability of statements: a span, a duration in a histogram, and a log line for slow statements.
+//! Named statements: each has a span, a duration in a histogram, a timeout of its response and, if it is slow, a log
+//! line. [`notify_of_failures`] sets a function that is called with the error of each failed statement.
 //!
 //! Statements cancelled by a deadline or a disconnect are recorded, too, because they are often the slow ones.
 use std::{

@@ -4,7 +4,8 @@
 //!   statement a name in traces, metrics and the log of slow statements.
 //! - A transaction begins only with [`Database::begin`]. If the transaction is dropped before its commit, its
 //!   connection is closed, so that no other request runs in the open transaction.
-//! - Prefer one statement to a transaction. One statement is one round trip, and is never partially complete.
+//! - Prefer one statement to a transaction. One statement takes one round trip, and a cancelled request cannot leave a
+//!   transaction open.
 mod checks;
 mod connection;
 mod instrument_query;
@@ -102,8 +103,8 @@ impl Database {
         Ok(database)
     }
 
-    /// Connects for a command. A command waits for a free connection for at least `DATABASE_STARTUP_WAIT_SECONDS`,
-    /// because no requests queue behind a command.
+    /// Connects for a command. The timeout of a command's wait for a free connection is at least
+    /// `DATABASE_STARTUP_WAIT_SECONDS`, because no requests queue behind a command.
     ///
     /// # Errors
     /// See [`Self::connect`].
@@ -118,6 +119,7 @@ impl Database {
     ///
     /// # Errors
     /// No connection is free within `DATABASE_ACQUIRE_TIMEOUT_MS`, which also happens if the database is unreachable.
+    /// The error is immediate if a retry of the connection attempt cannot help, or if the pool is closed.
     pub async fn acquire(&self) -> Result<Connection, sqlx::Error> {
         let timer = ACQUIRE_DURATION.start_timer();
         let (pool, slots) = (self.pool.clone(), Arc::clone(&self.slots));
@@ -202,7 +204,7 @@ impl Database {
         }
     }
 
-    /// Closes every connection. Waits at most `timeout` for connections in use.
+    /// Closes the pool and its idle connections. Waits at most `timeout` until the connections in use are closed.
     pub async fn close(&self, timeout: Duration) {
         self.slots.close();
         self.pool.close();

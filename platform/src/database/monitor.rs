@@ -6,8 +6,8 @@
 //! The monitor also replaces TCP keepalive, which sqlx 0.9.0 does not set. If the monitor's connection no longer
 //! responds and a new connection can be opened, the server behind all open connections is lost: it failed without
 //! closing them. The monitor then retires all open connections, so that the pool does not reuse them. Statements that
-//! are still in flight a second later fail. Open connections are also retired if a check fails, for example because
-//! their server is no longer a writable primary.
+//! are still in flight a second later fail. Open connections are also retired if the check on the monitor's connection
+//! fails, for example because the server is no longer a writable primary.
 use std::time::Duration;
 
 use sqlx::{PgConnection, migrate::Migrator};
@@ -26,12 +26,12 @@ use super::{
 /// Pause between two checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Timeout of the response to one check, of reading the schema's state, and of each step of a replacement of the
-/// monitor's connection.
+/// Timeout of the response to one check, of reading the schema's state, and of opening and closing a connection in
+/// [`replace_connection`].
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Additional time for the response to a check once a new connection is open. Opening a connection takes several round
-/// trips, so an overloaded server has usually responded to the check by then.
+/// Additional time for the response to a check once a new connection is open. An overloaded server usually responds to
+/// the check within this time, because it has already completed the round trips of opening a connection.
 const LATE_RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Age at which the monitor's connection is replaced. Only a new connection gets a changed default of the database,
@@ -65,10 +65,10 @@ impl Monitor {
         Self(latest)
     }
 
-    /// Returns `Ok` if a writable primary responded to the latest check.
+    /// Returns `Ok` if a writable primary responded to the latest check, or if no check is complete yet.
     ///
     /// # Errors
-    /// The reason why no writable primary responded, or [`Unavailable::Unreachable`] once the monitor has ended.
+    /// The reason why the database cannot be written to, or [`Unavailable::Unreachable`] once the monitor has ended.
     pub fn available(&self) -> Result<(), Unavailable> {
         let ended = self.0.has_changed().is_err().then_some(Unavailable::Unreachable);
         self.0.borrow().unavailable.or(ended).map_or(Ok(()), Err)
@@ -109,8 +109,9 @@ fn report_change(previous: Option<Unavailable>, unavailable: Option<Unavailable>
     }
 }
 
-/// Checks the database once. Retires the open connections if their server is lost, or if the check fails. Returns the
-/// connection for the next check, and the state of the database.
+/// Checks the database once, on `dedicated` or, without it, on a new connection. Retires the open connections if their
+/// server is lost, or if the check on `dedicated` fails. Returns the connection for the next check, and the state of
+/// the database.
 async fn check_once(
     pool: &Pool,
     migrations: &Migrator,
@@ -157,7 +158,7 @@ async fn check_once(
         Ok(()) => replace_connection(pool, migrations, dedicated).await,
         Err(error) => {
             // The server of the open connections is not writable, or has closed the monitor's connection. Once the open
-            // connections are retired, new connections go to the first host that is a writable primary.
+            // connections are retired, new connections go to a host that is a writable primary.
             drop(dedicated);
             retire(pool).await;
             let (reconnected, state) = reconnect(url, migrations, states).await;

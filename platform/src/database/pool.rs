@@ -30,10 +30,10 @@ const IDLE_CHECK_INTERVAL: Duration = Duration::from_mins(1);
 /// Maximum pause between two connection attempts.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 
-/// Maximum number of connections that one pool opens at once.
+/// Maximum number of connections that one pool opens at the same time.
 ///
-/// After an outage every replica needs all of its connections. If a busy machine opened all of them at once, each
-/// attempt could take so long that it times out. The next attempts would then time out, too.
+/// After an outage every replica needs all of its connections. If a busy machine opened all of them at the same time,
+/// each attempt could take so long that it times out. The next attempts would then time out, too.
 const MAX_OPENING: usize = 4;
 
 /// Number of times that all open connections were retired. A connection belongs to the generation in which it was
@@ -41,7 +41,7 @@ const MAX_OPENING: usize = 4;
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 
 /// The size of deadpool's pool, as a multiple of `DATABASE_MAX_CONNECTIONS`. The additional size is for connections
-/// that are still being pinged after their slot was released.
+/// that are still being pinged although their slot in [`super::Database`] is already free.
 const RETURNING_FACTOR: usize = 2;
 
 /// Returns the pool's `DATABASE_MAX_CONNECTIONS`, calculated from the size of deadpool's pool.
@@ -114,7 +114,8 @@ impl managed::Manager for Connector {
     }
 
     /// Rejects a connection that is retired or past its lifetime. The server is not pinged, because the next statement
-    /// detects a broken connection, and every change can be retried with its idempotency key.
+    /// detects a broken connection. The client can then repeat its request, because a change that must not run twice
+    /// has an idempotency key.
     async fn recycle(
         &self,
         connection: &mut OpenConnection,

@@ -7,7 +7,8 @@ use sqlx::PgConnection;
 /// The oldest supported major version of PostgreSQL.
 const MIN_MAJOR_VERSION: i32 = 15;
 
-/// The properties of a database and its roles on which the migrations depend.
+/// The properties of a database and its roles on which the migrations depend. Each `may_…` is a right of the schema
+/// owner.
 #[derive(Debug, Clone, sqlx::FromRow)]
 #[expect(clippy::struct_excessive_bools, reason = "each check reads a value of its own")]
 struct DatabaseProperties {

@@ -5,10 +5,11 @@ use sqlx::{PgConnection, migrate::Migrator};
 
 use super::{Database, connection::await_response};
 
-/// The state of a database's schema, compared with the migrations of the service.
+/// The state of a database's schema: the version of its newest migration, compared with that of the service's newest
+/// migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SchemaState {
-    /// The schema has every migration.
+    /// The schema has the service's newest migration, and no newer one.
     Current,
     /// Migrations are missing.
     Older,
@@ -17,13 +18,13 @@ pub enum SchemaState {
     Newer,
 }
 
-/// Returns the version of the newest migration.
+/// Returns the version of the newest migration, or 0 if there are no migrations.
 pub fn newest_version(migrations: &Migrator) -> i64 {
     migrations.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
 impl Database {
-    /// Compares the schema of the database with the migrations.
+    /// Compares the schema of the database with `migrations`.
     ///
     /// # Errors
     /// The statement failed, or no connection was available. A missing or unreadable table of migrations is no error,
@@ -46,7 +47,7 @@ pub(super) async fn schema_state(
     migrations: &Migrator,
 ) -> Result<SchemaState, sqlx::Error> {
     let statement = sqlx::query_scalar("select max(version) from _sqlx_migrations where success");
-    // Not instrumented, because the statement runs every second, and each run would be a trace.
+    // Not instrumented, because the statement runs every second, and each run would create a trace.
     let applied: Result<Option<i64>, _> = await_response(statement.fetch_one(connection)).await;
     let applied = match applied {
         // 42P01: the table of migrations does not exist yet; 42501: the role is not allowed to read it yet.

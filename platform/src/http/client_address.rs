@@ -4,7 +4,8 @@
 //! header is read from the right, because each proxy appends the address of its own peer. The first address that is not
 //! that of a trusted proxy is the client's address, because a trusted proxy wrote it. The elements to the left of that
 //! address come from the client and are ignored. The search stops at an element that is not an address. It then returns
-//! the address to the right of that element, or the peer's address if there is none.
+//! the address to the right of that element, or the peer's address if there is none. If all addresses are those of
+//! trusted proxies, the leftmost one is the client's address.
 //!
 //! A proxy writes either `Forwarded` (RFC 7239) or `X-Forwarded-For`, and forwards the other header unchanged. So
 //! `FORWARDED_HEADER` names the one header that is read. If both were read, a client behind ingress-nginx or an AWS
@@ -23,7 +24,8 @@ use ipnet::IpNet;
 /// The client of a request. [`find`] stores it in the request's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientAddress {
-    /// The client's address as reported by trusted proxies. An IPv4-mapped IPv6 address is stored as IPv4.
+    /// The client's address that a trusted proxy reports, or the peer's address if none is reported. An IPv4-mapped
+    /// IPv6 address is stored as IPv4.
     pub address: IpAddr,
     /// `true` if the peer is a trusted proxy. Then the trace headers of the request are trusted, too.
     pub through_trusted_proxy: bool,
@@ -32,8 +34,8 @@ pub struct ClientAddress {
 }
 
 impl ClientAddress {
-    /// Returns the key that per-address limits count by: one IPv4 address, or one IPv6 network of 64 bits. A client
-    /// with one IPv6 address usually controls the whole /64 network.
+    /// Returns the key that per-address limits count by: one IPv4 address, or one IPv6 /64 network. A client with one
+    /// IPv6 address usually controls the whole /64 network.
     pub fn network(self) -> IpAddr {
         network(self.address)
     }
@@ -105,7 +107,8 @@ impl TrustedProxies {
     }
 
     /// Follows the header from the right, past trusted proxies. Returns the client's address, and whether the element
-    /// with that address has `proto=https`. Returns the peer if the header is absent.
+    /// with that address has `proto=https`. Returns the peer if the header is absent, or if its rightmost element has
+    /// no address.
     fn walk(&self, peer: IpAddr, headers: &HeaderMap) -> (IpAddr, bool) {
         let elements = if self.header == header::FORWARDED { forwarded_elements } else { listed_elements };
         let lines = headers.get_all(&self.header).iter().rev();
@@ -149,8 +152,8 @@ fn listed_elements(line: &str) -> Vec<Hop> {
 }
 
 /// Parses the `for` and `proto` parameters of each element of one `Forwarded` line. A malformed line counts as one
-/// element without an address, because an unclosed quote from the client would hide the element that the proxy
-/// appended.
+/// element without an address. After an unclosed quote from the client, the element that the proxy appended could not
+/// be recognized.
 fn forwarded_elements(line: &str) -> Vec<Hop> {
     parse_forwarded(line).unwrap_or_else(|| vec![Hop::default()])
 }

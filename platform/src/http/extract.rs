@@ -80,7 +80,8 @@ pub(super) fn parse_json(body: &[u8]) -> Result<serde_json::Value, Problem> {
     })
 }
 
-/// Converts JSON into the type that a handler expects. The errors name the invalid fields by JSON Pointer.
+/// Converts JSON into the type that a handler expects, and validates the value. The errors name the invalid fields by
+/// JSON Pointer.
 pub(super) fn decode<T: DeserializeOwned + Validate>(value: serde_json::Value) -> Result<T, Problem> {
     let decoded: T = serde_path_to_error::deserialize(value).map_err(|error| {
         let pointer: String = error.path().iter().filter_map(segment_pointer).collect();

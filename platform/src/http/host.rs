@@ -1,7 +1,7 @@
 //! Validation of the `Host` header, as RFC 9112, section 3.2, requires.
 //!
-//! The router ignores the host, but proxies and caches in front of the service route by the host. Two of them may parse
-//! an invalid host differently, so a request with an invalid host is rejected.
+//! The router ignores the host, but proxies and caches in front of the service use the host to select a backend or a
+//! stored response. Two of them may parse an invalid host differently, so a request with an invalid host is rejected.
 use std::net::Ipv6Addr;
 
 use axum::{

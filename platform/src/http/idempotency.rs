@@ -4,12 +4,14 @@
 //! transaction claimed the key, a crash between the two transactions would leave a used key without a change. If a
 //! later transaction claimed the key, a concurrent duplicate could make the change again.
 //!
-//! Handlers check authentication, role and ownership first, so that no caller can replay another caller's response. A
-//! used key takes precedence over the validation of the JSON body and over every later check. So a replay is sent even
-//! if one of these would now reject the request.
+//! Handlers check authentication, role and ownership first, so that a caller without current access receives no replay.
+//! Each key belongs to one caller, so no caller can replay another caller's response. A used key takes precedence over
+//! the validation of the JSON body and over every later check. So a replay is sent even if one of these would now
+//! reject the request.
 //!
-//! A replay has the status and the body of the stored response, byte for byte. For work that has no stored response
-//! yet, because another service has not responded, see [`Previous`].
+//! A replay has the status and the body of the stored response, byte for byte. Work that calls another service takes
+//! two transactions. The first claims the key, and the second stores the outcome and the response ([`complete`]). For a
+//! retry between the two, see [`Previous`].
 use std::time::Duration;
 
 use axum::{
@@ -38,7 +40,7 @@ use super::{
 };
 use crate::database::{Database, instrument_query};
 
-/// Retention of a stored response, counted from the completion of the work.
+/// Retention of a key and its stored response, counted from the completion of the work.
 const KEY_RETENTION: Duration = Duration::from_hours(24);
 
 /// The key that a client chose: 1 to 255 visible ASCII characters.
@@ -92,7 +94,8 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     }
 }
 
-/// The SHA-256 of a request's method, path and body. It detects a different request with the same key.
+/// The SHA-256 of a request's method, path and body, or of a message's bytes. [`previous`] compares the hashes to
+/// detect a different request with the same key.
 ///
 /// The hash covers every value of the JSON body, not the types that the body is parsed into. So each field changes the
 /// hash, even if this release ignores the field, or parses it differently from the previous release. JSON object keys
@@ -164,7 +167,7 @@ impl<T: DeserializeOwned + Validate, S: Send + Sync> FromRequest<S> for Idempote
 /// The claim of an idempotency key: the first three parameters of the SQL function `claim_idempotency_key`.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// The caller's id, or the name of a service that authenticates by a signature.
+    /// The caller's id. For an event, [`claim_event`] uses the name of the sending service instead.
     pub scope: String,
     pub key: String,
     /// The fingerprint of the request.
@@ -347,8 +350,8 @@ pub async fn complete(
     Ok(())
 }
 
-/// Records that the first caller received a response before the outcome was known. From now on, retries receive the
-/// current state of the resource.
+/// Ends the lease of the key of the request that created `resource_id`, because that request ends without a known
+/// outcome. From now on, retries receive the current state of the resource.
 pub async fn release(database: &Database, resource_id: Uuid) -> Result<(), sqlx::Error> {
     let statement = sqlx::query!(
         "update idempotency_keys set lease_expires_at = null where resource_id = $1 and completed_at is null",
@@ -381,9 +384,9 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
         .rows_affected())
 }
 
-/// Extends the retention of keys that expired after `lost_since` by the time since then. Returns the number of these
-/// keys. `lost_since` is the time after which a restore of the database has lost changes. A client may still retry a
-/// request whose key was valid at that time.
+/// Extends the retention of keys that expired after `lost_since` by the time since `lost_since`. Returns the number of
+/// these keys. `lost_since` is the time after which a restore of the database has lost changes. A client may still
+/// retry a request whose key was valid at that time.
 ///
 /// # Errors
 /// The statement failed.

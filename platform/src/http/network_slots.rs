@@ -38,7 +38,7 @@ pub struct NetworkSlot {
 }
 
 impl NetworkSlots {
-    /// Creates counters that allow each network to use `max` slots at once. 0 disables the limit.
+    /// Creates counters that allow each network to use `max` slots at the same time. 0 disables the limit.
     pub fn new(max: usize) -> Self {
         Self { counts: SlotCounts::default(), max: if max == 0 { usize::MAX } else { max } }
     }

@@ -65,7 +65,7 @@ pub struct PageRequest<K = Uuid> {
 }
 
 impl PageQuery {
-    /// Builds the page query from two fields of a query string that also has filters.
+    /// Builds the page query from the fields `limit` and `cursor` of a query string that also has filters.
     pub fn new(limit: Option<i64>, cursor: Option<String>) -> Self {
         Self { limit, cursor }
     }

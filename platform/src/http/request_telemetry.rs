@@ -1,12 +1,12 @@
 //! Observability of every request to the API: its correlation id, a span, the `http_*` metrics, and one access log
 //! line.
 //!
-//! This middleware wraps every layer that can reject a request, so rejections are recorded like other responses.
-//! Metric labels are the matched route and a known method, never text from the client. Otherwise a client could
+//! This middleware wraps every layer that can reject a request, so rejections are recorded like other responses. Metric
+//! labels are the matched route, a known method and the status, never text from the client. Otherwise a client could
 //! create any number of series.
 //!
 //! When a client disconnects, its request's future is dropped. The request is then recorded with status 499, because
-//! abandoned requests show that the service is too slow.
+//! many abandoned requests can mean that the service is too slow.
 use std::{fmt::Display, thread, time::Instant};
 
 use axum::{
@@ -43,8 +43,8 @@ const UNMATCHED: &str = "unmatched";
 /// Maximum length, in bytes, of recorded text that the client chose.
 const MAX_TEXT_BYTES: usize = 256;
 
-/// Creates the series of a route before the first scrape: its duration, its success status, and the failure statuses
-/// that alert rules use.
+/// Creates the series of a route before the first scrape: its duration, its success status, and the statuses 500, 503
+/// and 504, which alert rules count as failures.
 pub fn declare_series(method: &Method, route: &str, success: StatusCode) {
     let method = label(method);
     let failures =
@@ -203,7 +203,7 @@ fn server(request: &Request) -> Option<Authority> {
     request.uri().authority().cloned().or_else(host)
 }
 
-/// Returns the host without the brackets of an IPv6 address.
+/// Returns the host without the brackets of an IPv6 address, shortened to [`MAX_TEXT_BYTES`].
 fn address(server: &Authority) -> &str {
     let host = server.host();
     shortened(host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host))

@@ -124,7 +124,7 @@ impl Payments {
         reconciliation::start_workers(self, workers);
     }
 
-    /// Adds the gateway to the readiness checks, and the breaker's state to `/health`.
+    /// Adds the gateway to the checks as an optional dependency, and the breaker's state to `/health`.
     pub fn add_checks(&self, health: health::Builder) -> health::Builder {
         let (gateway, breaker) = (self.0.gateway.clone(), self.0.gateway.breaker().clone());
         health

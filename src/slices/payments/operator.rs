@@ -37,7 +37,7 @@ pub enum EndResult {
 /// Marks a payment or refund whose outcome is unknown as failed, if it needs review.
 ///
 /// # Errors
-/// If a statement fails; then nothing is ended.
+/// If a statement fails, or the order of the payment is missing. Nothing is ended then.
 pub async fn end_without_money(
     database: &Database,
     id: Uuid,

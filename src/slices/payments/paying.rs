@@ -136,8 +136,8 @@ impl Payments {
             return self.replay_or(PaymentError::OrderTaken, &claim).await;
         };
         crash::point("payment.begun");
-        // Sending fails if the request's deadline has passed or the client has disconnected. The payment continues
-        // without a receiver.
+        // The request no longer receives this message if its deadline has passed or the client has disconnected. The
+        // payment continues without a receiver.
         let _deadline_passed = begun_sender.send(payment.clone());
         let payment = self.charge(payment, gateway_key, &gateway_request, permit).await?;
         Ok(responses::of_payment(&payment)?)
@@ -209,7 +209,7 @@ impl Payments {
                 break self.leave_to_recovery(payment, reason).await;
             };
             if payments::count_attempt(&self.0.database, payment.id).await?.is_none() {
-                // Another path, such as a webhook, has settled the payment since the last attempt.
+                // A webhook, for example, has settled the payment since the last attempt.
                 break self.reload(payment.id).await;
             }
             (calls, permit) = (calls + 1, next);

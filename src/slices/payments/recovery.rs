@@ -2,8 +2,9 @@
 //! charge or refund that the gateway does not have is resent, as long as [`NextStep`] allows it.
 //!
 //! Any number of replicas may run recovery. A lease, taken by a committed update, keeps two replicas from polling for
-//! the same payment at the same time. The lease only distributes the work: even without it, the gateway's idempotency
-//! key allows one charge, and the [conditions of a settlement](super::settlement) allow one settlement.
+//! the same payment or refund at the same time. The lease only distributes the work: even without it, the gateway's
+//! idempotency key allows one charge or refund, and the [conditions of a settlement](super::settlement) allow one
+//! settlement.
 use std::time::Duration;
 
 use platform::{
@@ -120,8 +121,8 @@ impl Payments {
     }
 
     /// Evaluates the result of a poll: returns whether to mark the payment or refund for review, or `None` if it is
-    /// settled. Records a discrepancy if the outcome has been unknown for `PAYMENT_PARK_AFTER_SECONDS` and no earlier
-    /// poll has marked the payment or refund.
+    /// settled. Records a discrepancy if the outcome has been unknown for `PAYMENT_PARK_AFTER_SECONDS` and the payment
+    /// or refund is not marked yet.
     ///
     /// A failed poll counts as an unknown outcome. Otherwise a permanent error would prevent the review of the payment
     /// or refund.

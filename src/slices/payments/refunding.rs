@@ -110,8 +110,8 @@ impl Payments {
             return self.replay_refund_or(PaymentError::RefundableTaken, &claim).await;
         };
         crash::point("refund.begun");
-        // Sending fails if the request's deadline has passed or the client has disconnected. The refund continues
-        // without a receiver.
+        // The request no longer receives this message if its deadline has passed or the client has disconnected. The
+        // refund continues without a receiver.
         let _deadline_passed = begun_sender.send(refund);
         let found = self.reload_refund(id).await?;
         Ok(responses::of_refund(&self.send_refund(&found.open, permit).await?)?)
@@ -179,7 +179,7 @@ impl Payments {
             tokio::time::sleep(pause).await;
             let Ok(next) = self.0.gateway.breaker().acquire() else { break };
             if refunds::count_attempt(&self.0.database, open.id).await?.is_none() {
-                // Another path, such as a webhook, has settled the refund since the last attempt.
+                // A webhook, for example, has settled the refund since the last attempt.
                 break;
             }
             (calls, permit) = (calls + 1, next);

@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(often.max_send_time(statement), Duration::from_millis(8500));
         assert_eq!(often.lease(statement), Duration::from_millis(8500));
         assert_eq!(seldom.lease(statement), Duration::from_secs(15));
-        // Otherwise recovery would charge while the request still waits for its first statement.
+        // With a shorter lease, recovery could send the charge while the client's request is still sending it.
         assert!(slow.lease(Duration::from_mins(1)) > Duration::from_secs(74));
         assert_eq!(seldom.webhooks().unwrap().len(), 1);
     }

@@ -87,8 +87,8 @@ impl<T> SettleResult<T> {
         }
     }
 
-    /// Logs the audit event, and must be called after the commit. Commands call this function instead of `committed`,
-    /// because they export no metrics and send no alerts.
+    /// Logs the audit event, and must be called after the commit. The command `payments end` calls this function
+    /// instead of `committed`, because the command exports no metrics and sends no alerts.
     pub(super) fn committed_by_command(self) -> (T, bool) {
         let Self { record, effect } = self;
         let settled_now = matches!(effect, SettleEffect::Now(_));
@@ -100,7 +100,8 @@ impl<T> SettleResult<T> {
 }
 
 impl SettleResult<Payment> {
-    /// Counts and logs the settlement, and must be called after the commit. Returns the payment's current state.
+    /// Counts and logs the settlement, or logs a discrepancy and sends its alert. Must be called after the commit.
+    /// Returns the payment's current state.
     pub(super) fn committed(self, payments: &Payments) -> Payment {
         let (payment, settled_now) = self.log_and_alert(payments);
         if settled_now {
@@ -114,7 +115,8 @@ impl SettleResult<Payment> {
 }
 
 impl SettleResult<Refund> {
-    /// Logs the settlement, and must be called after the commit. Returns the refund's current state.
+    /// Logs the settlement, or logs a discrepancy and sends its alert. Must be called after the commit. Returns the
+    /// refund's current state.
     pub(super) fn committed(self, payments: &Payments) -> Refund {
         self.log_and_alert(payments).0
     }
@@ -267,7 +269,7 @@ async fn refund_not_settled(
 }
 
 /// Returns the kind of the discrepancy between the refund and a settlement that changed nothing, and the gateway's
-/// value.
+/// value. Returns `None` if the refund has this outcome.
 fn refund_difference<'a>(
     settlement: &'a RefundSettlement,
     status: RefundStatus,

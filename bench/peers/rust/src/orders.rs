@@ -229,7 +229,8 @@ async fn price_order(
     })
 }
 
-/// Inserts an order, and all of its items in one statement with `unnest`, as sqlx's FAQ recommends.
+/// Inserts an order with one statement, and all of its items with a second one. The second uses `unnest`, as sqlx's FAQ
+/// recommends.
 #[tracing::instrument(name = "INSERT orders", skip_all)]
 async fn insert(transaction: &mut PgTransaction<'_>, order: &Order) -> Result<(), sqlx::Error> {
     sqlx::query(

@@ -1,5 +1,5 @@
-//! The subset of `PromQL` that the console and the project's rules use. Evaluating any other function or operator
-//! returns an error with its name.
+//! The subset of `PromQL` that the console's charts and figures use, and the rules that the console evaluates. The
+//! evaluation of any other function or operator returns an error with the name of that function or operator.
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use promql_parser::parser::{self, Call, Expr, MatrixSelector, Offset, VectorSelector};

@@ -51,8 +51,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Stores the samples of a target's response, and a sample of `up`. `None` means that the target did not respond.
-    /// Series that are missing in the response are marked as ended. Samples older than [`RETENTION`] are dropped.
+    /// Stores the samples of a target's response, and a sample of `up`. `None` means that the scrape failed. Series of
+    /// the target that are missing in the response are marked as ended. Samples older than [`RETENTION`] are dropped.
     pub fn record_scrape(&mut self, at: i64, job: &str, instance: &str, text: Option<&str>) {
         let up = if text.is_some() { "up 1" } else { "up 0" };
         let mut ids_by_text = self.series_by_text.remove(instance).unwrap_or_default();

@@ -64,7 +64,7 @@ function verificationPanel() {
       h("p", { id: "verification", class: `result ${verification.is_intact ? "good" : "bad"}` }, verification.is_intact ? "The chain is intact" : "The chain is broken"),
       h("pre", {}, verification.output),
       h("p", { class: "muted" }, `${verification.seconds.toFixed(2)} s, by `, h("code", {}, verification.command))],
-    !verification && h("p", { class: "muted" }, "Runs the service's audit verify command. It compares every event with its seal, every seal with the previous seal, and the seals with the logged heads."),
+    !verification && h("p", { class: "muted" }, "Runs the service's audit verify command. It compares every sealed event with its seal, and every seal with the previous seal. If the service's log contains hashes of seals, the command compares these too."),
   ];
 }
 

@@ -12,7 +12,7 @@ const TONES = {
 /** Returns the colour class of a line: by the meaning of its name, or else by its position. */
 const tone = (name, position) => TONES[name] ?? `line${position % 4}`;
 
-/** Returns the top of the y axis: the smallest round number that is at least the value, with a tolerance of 0.1 %. */
+/** Returns the top of the y axis: the smallest round number that is at least 99.9 % of the value, or 1 without a positive value. */
 function roundUp(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));

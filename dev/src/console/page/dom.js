@@ -1,4 +1,4 @@
-// Creates elements and sends requests. External data becomes text or an attribute, never markup.
+// Helpers of all views: they create and replace elements, send requests, and build query strings. External data becomes text or an attribute, never markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 

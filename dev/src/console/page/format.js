@@ -1,6 +1,6 @@
 // Numbers, times and ids in readable form, and the colour of a status.
 
-/** Formats a duration in milliseconds, with a suitable unit. */
+/** Formats a duration with a suitable unit, from microseconds to minutes. The argument is in milliseconds. */
 export function duration(milliseconds) {
   if (!Number.isFinite(milliseconds)) return "–";
   if (milliseconds < 1) return `${Math.round(milliseconds * 1000)} µs`;
@@ -11,7 +11,7 @@ export function duration(milliseconds) {
   return `${(milliseconds / 60_000).toFixed(1)} min`;
 }
 
-/** Formats a number with about three significant digits. Integers have all digits. */
+/** Formats a number. An integer has all digits. Any other number has at most three decimal places, and fewer if the number is larger. */
 export function number(value) {
   if (!Number.isFinite(value)) return "–";
   if (Number.isInteger(value)) return value.toLocaleString("en");

@@ -38,7 +38,7 @@ function show() {
   current.open(element, address, go);
 }
 
-/** Opens a URL of the console without reloading the page. `instead` replaces the history entry, `stay` keeps the view. */
+/** Opens a URL of the console without reloading the page. `instead` replaces the history entry. `stay` changes only the address, and keeps the view. */
 function go(address, { instead = false, stay = false } = {}) {
   history[instead ? "replaceState" : "pushState"](null, "", address);
   if (stay) return;
@@ -96,7 +96,7 @@ addEventListener("unhandledrejection", (event) => {
   if (event.reason instanceof TypeError && event.reason.message.includes("fetch")) event.preventDefault();
 });
 
-/** The banner of all views. It shows the active faults and whether the traffic is paused, with a button that ends the faults and resumes the traffic. */
+/** The banner of all views. It shows the active faults and whether the traffic is paused, with a button that switches all faults off, and the traffic on. */
 const banner = document.getElementById("banner");
 async function showBanner() {
   const state = await fetchJson("/api/faults").catch(() => null);

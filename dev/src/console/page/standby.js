@@ -3,7 +3,7 @@ import { fetchJson, h } from "./dom.js";
 import { bytes, clock, duration } from "./format.js";
 import { RESTORE_VIEWS } from "./domain.js";
 
-/** The changes of the primary: name, button, effect, effect for customers, and the views that show the effect. */
+/** The changes of the primary: name, label of the button, effect, effect for customers, and the views that show the effect. */
 export const CHANGES = {
   failover: ["Failover", "Fail over", "Kills the primary and promotes the standby. A new standby then replaces the old primary.",
     "For some seconds, customers get 503 with Retry-After. A retry with the same idempotency key succeeds, and no confirmed change is lost.",

@@ -1,5 +1,5 @@
-//! Customers who retry each order and payment until the service acknowledges it, and remember each acknowledged order
-//! and payment.
+//! Customers who retry each order until the service acknowledges it, and each payment until its outcome is known. They
+//! remember each acknowledged order and payment.
 //!
 //! A buyer places an order, pays it, and begins with the next order. Every purchase has a unique amount, so two charges
 //! of the same amount are a double charge, even if they have different idempotency keys at the gateway.

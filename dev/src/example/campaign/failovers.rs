@@ -27,7 +27,7 @@ pub struct FailoverReport {
     pub unexpected: Vec<String>,
 }
 
-/// The results of all changes of the primary of one kind.
+/// The results of all changes of the primary by one kind of [`Failover`].
 #[derive(Debug, Clone, Default)]
 pub struct ChangeReport {
     pub times: u32,
@@ -35,7 +35,8 @@ pub struct ChangeReport {
     pub lost_orders: usize,
     /// Number of acknowledged payments that are not in the new primary.
     pub lost_payments: usize,
-    /// Time from the moment at which the new primary accepts writes until a write succeeds, for each replica.
+    /// Time from the moment at which the new primary accepts writes until a write succeeds, for each change and each
+    /// replica.
     pub recoveries: Vec<Duration>,
 }
 

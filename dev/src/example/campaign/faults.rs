@@ -48,7 +48,7 @@ impl fmt::Display for Component {
     }
 }
 
-/// A secret that is rotated on one replica before the gateway has the new one.
+/// A secret that is rotated on one replica, while the gateway keeps the old value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Secret {
     ApiKey,
@@ -80,11 +80,11 @@ pub enum Fault {
     Lock(Lock, Duration),
     /// An export of the audit log while another transaction reads it.
     ExportDuringRead,
-    /// A replica that is restarted with a secret that the gateway does not accept.
+    /// A replica that is restarted with a secret that differs from the gateway's secret.
     Rotation { replica: usize, secret: Secret },
     /// Signed events of the gateway that are unusable, or contradict a settled payment or refund.
     OddEvents,
-    /// A client that sends texts which PostgreSQL cannot store.
+    /// A client that sends texts which the service must reject, such as texts that PostgreSQL cannot store.
     HostileTexts,
     /// Password changes during logins with the old password.
     PasswordChanges,

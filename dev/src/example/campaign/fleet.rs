@@ -22,7 +22,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(40);
 /// Number of log lines shown for a replica that does not become ready.
 const LAST_LOG_LINES: usize = 12;
 
-/// Several processes of one executable, with the same settings and separate ports.
+/// Several processes of one executable, with separate ports. All have the same settings, except a replica with a crash
+/// point, a full disk or a rotated secret.
 pub(super) struct Fleet {
     executable: PathBuf,
     settings: Vec<(&'static str, String)>,
@@ -39,7 +40,7 @@ struct Replica {
     api: SocketAddr,
     ops: SocketAddr,
     child: Child,
-    /// True while the replica has a secret that the gateway does not accept.
+    /// True while the replica has a secret that differs from the gateway's secret.
     is_rotated: bool,
 }
 
@@ -102,7 +103,7 @@ impl Fleet {
         self.logs.join(format!("{}.log", api.port()))
     }
 
-    /// Returns the log of each replica, with the lines of its earlier processes.
+    /// Returns the path of each replica's log, which also contains the lines of the replica's earlier processes.
     pub(super) fn logs(&self) -> Vec<PathBuf> {
         self.replicas.iter().map(|replica| self.log(replica.api)).collect()
     }

@@ -42,7 +42,7 @@ impl FullDisk {
 
 impl Drop for FullDisk {
     fn drop(&mut self) {
-        // The directory contains only links.
+        // A directory that cannot be removed is harmless, because it contains only links.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -1,4 +1,4 @@
-//! Clients that send texts which PostgreSQL cannot store, clients that send slowly, and clients that never read.
+//! Clients that send texts which the service must reject, clients that send slowly, and clients that never read.
 use std::{net::SocketAddr, time::Duration};
 
 use reqwest::{Client, RequestBuilder, header};

@@ -23,14 +23,15 @@ const LOCKED_ROWS: u32 = 50;
 /// Time for which the reader of the audit log keeps its transaction open.
 const READING_TIME: Duration = Duration::from_secs(6);
 
-/// Deadline of the export, which waits for the reader and for the seal of its own event.
+/// Deadline of the export. The export waits for the reader's transaction, and for the seal of the event that records
+/// the export.
 const EXPORT_DEADLINE: Duration = Duration::from_secs(45);
 
 /// Maximum time for which a session waits for a lock on the audit log. A longer wait is a violation. The export's own
 /// `lock_timeout` is half a second.
 const MAX_LOCK_WAIT: Duration = Duration::from_secs(4);
 
-/// Interval of checks for lock waits. An export is retried after four intervals.
+/// Interval of checks for lock waits. A failed export is retried after four intervals.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Locks of one session.

@@ -51,12 +51,12 @@ pub(crate) fn check_payment(
     check("a payment has a known status", known.contains(&status))?;
     let rejected = ["declined", "failed"].contains(&status);
     let reason = payment.get("failure_reason").is_some_and(|reason| !reason.is_null());
-    check("a payment has a reason if and only if it was declined or failed", rejected == reason)?;
+    check("a payment has a failure reason if and only if it was declined or failed", rejected == reason)?;
     let declined_card = ["pm_card_declined", "pm_card_expired", "pm_card_fraud"].contains(&method);
     check("a card that is always declined never pays", !declined_card || rejected || status == "processing")
 }
 
-/// Checks that the status code matches the payment's state: 202 while it is processing, otherwise 201.
+/// Checks the status code of the response to a payment request: 202 while the payment is processing, otherwise 201.
 pub(crate) fn check_status_of_state(response: &ApiResponse) -> CheckResult {
     match text(&response.body, "status") {
         "processing" => check_status(response, 202),

@@ -38,7 +38,7 @@ pub(super) enum State {
         declined_before: bool,
     },
     /// The outcome of the payment is unknown. The customer can retry the same request, or poll the payment if a
-    /// response contained its id.
+    /// response contained the payment's id.
     Paying {
         payment_id: Option<String>,
         request: PayRequest,

@@ -3,7 +3,7 @@
 //! - [`memory`]: the state of each customer, the state shared by all customers, and the counts of orders and payments
 //! - [`choices`]: the next action of a customer
 //! - [`shopping`], [`paying`], [`invalid_requests`]: the actions, each with its part of the API contract
-//! - [`expectations`]: the parts of the API contract that several actions share
+//! - [`expectations`]: the API contract of products, orders and payments
 mod choices;
 mod expectations;
 mod invalid_requests;

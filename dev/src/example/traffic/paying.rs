@@ -27,7 +27,7 @@ impl ApiRequest<'_> {
         let call = Call::post(path, &json!({ "payment_method": request.method }))
             .with_token(token)
             .with_key(&request.key);
-        // At the service's deadline the response is 202, never 504.
+        // A payment request that reaches the service's deadline gets the response 202 or 503, never 504.
         let call = Call { never_times_out: true, ..call };
         let mut is_in_progress = false;
         let outcome = self
@@ -37,7 +37,7 @@ impl ApiRequest<'_> {
                 if is_in_progress {
                     return check_rejection(response, 409);
                 }
-                check("a new payment is 201 or 202", [201, 202].contains(&response.status))?;
+                check("a payment request gets 201 or 202", [201, 202].contains(&response.status))?;
                 check_payment(
                     &response.body,
                     &order.id,

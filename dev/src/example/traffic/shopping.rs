@@ -110,7 +110,7 @@ impl ApiRequest<'_> {
                 is_order(&response.body)?;
                 check("a new order is unpaid", text(&response.body, "status") == "pending_payment")?;
                 let lines = items.as_array().map_or(0, Vec::len);
-                check("an order has every line", list(&response.body, "items").len() == lines)?;
+                check("an order has every requested item", list(&response.body, "items").len() == lines)?;
                 check("a new order is not a replay", is_retry || !response.is_replayed())?;
                 let location = response.header("location").unwrap_or_default();
                 check("`Location` is the order's path", location.ends_with(text(&response.body, "id")))
@@ -185,8 +185,8 @@ impl ApiRequest<'_> {
                 )
             })
             .await;
-        // After any other outcome the cancellation may be uncertain, and a retry may be rejected. So the order is not
-        // used again.
+        // After any other outcome the order may be cancelled, and the service rejects a second cancellation. So the
+        // order is not used again.
         if let RequestOutcome::Expected(_) = outcome {
             self.report().counts.cancelled += 1;
             lock(customer).memory.store(PlacedOrder { state: State::Cancelled, ..order });

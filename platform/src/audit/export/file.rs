@@ -26,7 +26,7 @@ use super::{
 
 const FORMAT: &str = "audit-export/1";
 
-/// Number of seals per page. Progress is reported after each page.
+/// Number of seals that one query reads. Writing and verification report their progress after as many seals.
 const SEALS_PER_PAGE: i64 = 50;
 
 /// A line of the file.
@@ -149,8 +149,9 @@ pub fn verify_export(
     Report::of(verify_file(path, heads, on_progress)?)
 }
 
-/// Verifies the file of an export without the database, and adds it to `exports` and `restores`. Adds the hash of the
-/// file's last seal to `heads`, so that the verification of the database detects a file with other seals.
+/// Verifies the file of an export without the database. Adds the file's SHA-256 and export events to `exports`, and its
+/// restore events to `restores`. Adds the hash of the file's last seal to `heads`, so that the verification of the
+/// database detects a file with other seals.
 pub fn add_file(
     path: &Path,
     exports: &mut Exports,

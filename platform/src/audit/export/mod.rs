@@ -25,7 +25,7 @@ use crate::database::{Database, instrument_query};
 pub(super) use self::file::add_file;
 pub use self::file::verify_export;
 
-/// Interval at which the holders of a lock are polled.
+/// Pause between two queries for the holders of a lock.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The error of a failed export.
@@ -63,7 +63,7 @@ pub enum ExportError {
 /// The result of an export: the written file, and the dropped partitions.
 #[derive(Debug)]
 pub struct Export {
-    /// `None` if all events were in earlier exports.
+    /// `None` if all events from before `until` were in earlier exports.
     pub written: Option<ExportSummary>,
     pub dropped: Vec<String>,
 }

@@ -27,8 +27,8 @@ use url::form_urlencoded;
 use super::sqlstate;
 
 /// Timeout of one lookup of a host's addresses, and of one connection attempt, unless the URL has a `connect_timeout`.
-/// Without a timeout, an attempt would wait for a lost host for minutes. A new attempt looks up the name again, and may
-/// reach another host.
+/// Without a timeout, an attempt would wait for minutes for a host that does not respond. After the timeout, a new
+/// attempt looks up the name again, and may reach another host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Pause before the next host or address is tried while the previous one has not responded yet (RFC 8305, section 8).
@@ -125,12 +125,13 @@ impl DatabaseUrl {
         self.others.is_empty().then(|| (self.first.get_host(), self.first.get_port()))
     }
 
-    /// Returns whether the connection to any remote host is without TLS.
+    /// Returns whether the connection to at least one remote host is without TLS.
     pub fn is_plaintext(&self) -> bool {
         self.any_remote(|mode| matches!(mode, PgSslMode::Disable | PgSslMode::Allow))
     }
 
-    /// Returns whether the connection to any remote host may be without TLS. `prefer` accepts a server without TLS.
+    /// Returns whether the connection to at least one remote host may be without TLS. `prefer` accepts a server without
+    /// TLS.
     pub fn may_be_plaintext(&self) -> bool {
         self.any_remote(|mode| matches!(mode, PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer))
     }
@@ -139,7 +140,7 @@ impl DatabaseUrl {
         self.servers().any(|server| !is_local(server) && mode(server.get_ssl_mode()))
     }
 
-    /// Sets the application name, unless the URL has one.
+    /// Sets the application name, unless the URL or `PGAPPNAME` sets one.
     #[must_use]
     pub(crate) fn application_name(self, name: &str) -> Self {
         self.map(|server| match server.get_application_name() {
@@ -193,9 +194,9 @@ fn is_local(server: &PgConnectOptions) -> bool {
 
 /// Connects to one host, trying each address of its name.
 ///
-/// With `sslmode=require` and stricter modes, sqlx receives the name instead of an address. TLS sends the name to the
-/// server, and `verify-full` compares the name with the certificate. In these modes, tokio tries the addresses of the
-/// name, one after the other.
+/// With `sslmode=require` and stricter modes, sqlx receives the name instead of an address. The reason is that TLS
+/// sends the name to the server, and that `verify-full` compares the name with the certificate. In these modes, tokio
+/// tries the addresses of the name, one after the other.
 async fn connect_to_server(
     server: PgConnectOptions,
     connect_timeout: Duration,
@@ -448,8 +449,8 @@ impl Parameters {
                 known if SQLX_PARAMETERS.contains(&known) || is_option(known) => {
                     for_sqlx.append_pair(known, &value);
                 }
-                // A query with `@` is probably the rest of a password that is not percent-encoded, so no part of the
-                // query must be in the error.
+                // A query with `@` is probably the rest of a password that is not percent-encoded, so the error must
+                // not contain any part of the query.
                 unknown if !query.contains('@') => {
                     return Err(format!("has the parameter `{unknown}`, which is not supported"));
                 }

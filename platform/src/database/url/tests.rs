@@ -54,7 +54,7 @@ fn unsupported_parameters_are_rejected() {
     }
     let timeout = |text: &str| text.parse::<DatabaseUrl>().unwrap().connect_timeout;
     assert_eq!(timeout("postgres://user@a/db?connect_timeout=7"), Duration::from_secs(7));
-    // A password that is not percent-encoded is parsed as parameters, so the error must not contain their names.
+    // The part of a password after an unencoded `?` is parsed as parameters, so the error must not contain their names.
     for password in ["top?secret", "top?secret=x", "top?secret&x"] {
         let url = format!("postgres://user:{password}@a/db");
         assert_eq!(parse_error(&url), "has a parameter that is not supported");

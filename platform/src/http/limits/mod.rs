@@ -39,8 +39,8 @@ impl InFlight {
     }
 }
 
-/// Rejects a request immediately if too many requests are in flight. Queueing the request would only delay the other
-/// requests, and its client would time out before a slot is free.
+/// Rejects a request immediately if too many requests are in flight. During an overload, a queue would only grow, and
+/// clients would time out before their requests are handled.
 pub async fn shed(State(InFlight(permits)): State<InFlight>, request: Request, next: Next) -> Response {
     match permits.try_acquire() {
         Ok(_permit) => next.run(request).await,

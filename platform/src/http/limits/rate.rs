@@ -1,7 +1,7 @@
 //! Rate limits, and the headers that announce them to callers.
 //!
-//! Limits are per process. An exact count across replicas would cost one round trip per request, and the limits
-//! protect only this process.
+//! Limits are per process. An exact count across replicas would cost one round trip per request, and the limits only
+//! have to protect this process.
 use std::{hash::Hash, net::IpAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use axum::{
@@ -88,7 +88,7 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
         Self::new(NonZeroU32::new(rate).map(quota))
     }
 
-    /// Creates a limit of `rate` requests a minute, which may arrive all at once. 0 disables the limit.
+    /// Creates a limit of `rate` requests a minute, which may all arrive at the same time. 0 disables the limit.
     pub fn per_minute(rate: u32) -> Self {
         Self::new(NonZeroU32::new(rate).map(Quota::per_minute))
     }

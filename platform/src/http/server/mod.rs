@@ -35,8 +35,8 @@ use super::{
 };
 
 /// Maximum size, in bytes, of all headers of one request. A browser with many cookies sends a quarter of this size. The
-/// number of headers is limited to a hundred, hyper's default, because with any other number hyper allocates memory for
-/// each request.
+/// number of headers of an HTTP/1 request is limited to a hundred, hyper's default, because with any other number hyper
+/// allocates memory for each request.
 const HEADERS_LIMIT: u16 = 32 * 1024;
 
 /// Interval of the pings to an HTTP/2 client, and the time that the client has to respond to a ping.
@@ -106,7 +106,7 @@ pub enum ServerError {
     },
 }
 
-/// A bound address that does not accept connections yet.
+/// A bound address. Its connections wait in the kernel's queue until [`Listener::serve`] accepts them.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
@@ -142,7 +142,7 @@ impl Listener {
         self.address
     }
 
-    /// Starts to accept connections. Each request carries its peer as [`ConnectInfo`].
+    /// Starts to accept connections. Each request carries the address of its peer as [`ConnectInfo`].
     pub fn serve(self, router: Router) -> Server {
         initialize();
         let (draining, aborting) = (CancellationToken::new(), CancellationToken::new());
@@ -176,8 +176,8 @@ fn protocol(idle_timeout: Duration) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        // hyper starts this timeout at the end of the last request, so the timeout limits idle time. The timeout for
-        // headers is in `TimedStream`.
+        // hyper starts this timeout at the end of the previous request, so the timeout limits idle time. The timeout
+        // for headers is in `TimedStream`.
         .header_read_timeout(idle_timeout)
         .max_buf_size(HEADERS_LIMIT.into());
     builder

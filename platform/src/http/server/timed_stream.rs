@@ -1,9 +1,11 @@
-//! A stream that fails when a request's headers arrive too slowly, or when the client does not read its response.
+//! A stream that fails when a request's headers arrive too slowly, or when the client does not read its response. The
+//! stream also hides for a short time that a client has closed its side.
 //!
 //! **Headers.** The timeout starts when the connection is accepted, because a client that sends nothing also occupies a
 //! connection slot. The timeout starts again at the first byte of each further request. hyper's own timeout cannot
 //! distinguish an idle connection from a slow client. hyper's timeout also does not start until the first bytes have
-//! revealed the protocol's version. On HTTP/2, pings replace this timeout after the first request.
+//! revealed the protocol's version. On HTTP/2, the timeout applies only until the headers of the first request are
+//! complete. After that, pings detect a client that does not respond.
 //!
 //! **Responses.** hyper 1 waits without a limit for a client that does not read. So a write fails if it is pending for
 //! too long.
@@ -52,7 +54,8 @@ impl Requests {
         InFlight(Arc::clone(self))
     }
 
-    /// Returns whether the next bytes can only be the headers of a request.
+    /// Returns whether the next bytes count as the headers of a request, because no request is in flight. Always
+    /// `false` on HTTP/2 after the first request.
     fn headers_are_next(&self) -> bool {
         self.begun.load(Ordering::Relaxed) == self.ended.load(Ordering::Relaxed)
             && !self.multiplexed.load(Ordering::Relaxed)
@@ -65,8 +68,8 @@ impl Requests {
     }
 
     /// Waits until an HTTP/2 connection has no request in flight, and has received none for one to two times `timeout`.
-    /// Without this limit, the server's pings would keep an idle connection open forever. For HTTP/1, hyper has its own
-    /// idle timeout.
+    /// Without this limit, the server's pings would keep an idle connection open forever. Never returns on HTTP/1, for
+    /// which hyper has its own idle timeout.
     pub(super) async fn idle(&self, timeout: Duration) {
         loop {
             let begun = self.begun.load(Ordering::Relaxed);
@@ -96,9 +99,9 @@ pub(super) struct TimedStream {
     header_timeout: Duration,
     write_timeout: Duration,
     requests: Arc<Requests>,
-    /// Number of requests that had begun at the last check.
+    /// Number of requests that had begun at the last call of `poll_read`.
     last_begun: usize,
-    /// Start of the header timeout; `None` while no headers are expected.
+    /// Start of the header timeout; `None` while the timeout does not run.
     headers_expected_since: Option<Instant>,
     /// Timer for the headers. It is created when a read has to wait: before the first request of a connection, or if
     /// headers arrive in several pieces, which is rare.
@@ -135,8 +138,8 @@ impl TimedStream {
         self.header_timer.get_or_insert_with(|| Box::pin(sleep_until(since + timeout))).as_mut().poll(context)
     }
 
-    /// Returns [`Poll::Ready`] once the end of the client's input may be reported to hyper: after the response, or
-    /// after [`HALF_CLOSE_TIMEOUT`].
+    /// Returns [`Poll::Ready`] once the end of the client's input may be reported to hyper: if neither an HTTP/1
+    /// request nor a write is pending, or after [`HALF_CLOSE_TIMEOUT`].
     fn poll_end_of_input(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.requests.is_in_flight() && self.write_timer.is_none() {
             return Poll::Ready(Ok(()));

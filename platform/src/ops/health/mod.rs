@@ -1,12 +1,12 @@
-//! Liveness, readiness, and the health report.
+//! Readiness and the health report.
 //!
-//! Liveness checks no dependency. If it checked the database, an outage of the database would restart every replica.
-//! Readiness fails if a required dependency has failed, or if the process is shutting down. A failed optional
-//! dependency only makes the service *degraded*.
+//! Liveness is the route `/healthz` in the module `ops`, and checks no dependency. If it checked the database, an
+//! outage of the database would restart every replica. Readiness fails if a required dependency has failed, or if the
+//! process is shutting down. A failed optional dependency only makes the service *degraded*.
 //!
 //! Checks run concurrently under one deadline, and their results are cached for a short time, so that probes cause
 //! little load. Every client of the operations listener can read a check's message. So the message of a failed check is
-//! a fixed sentence without credentials, and the details of the failure are logged.
+//! a fixed sentence without credentials. The details of a failure belong in the log.
 use std::{
     collections::BTreeMap,
     pin::Pin,
@@ -86,7 +86,7 @@ pub struct Report {
     pub status: &'static str,
     /// The package's version.
     pub version: &'static str,
-    /// Time since the start of the process, in seconds.
+    /// Time since [`Builder::build`] was called at the start of the process, in seconds.
     pub uptime_seconds: u64,
     /// The running build.
     pub build: BuildInfo,

@@ -1,8 +1,9 @@
 //! The authorization of log level changes. Without it, any caller could turn logging off, and so hide later actions.
 //!
-//! - The request's `Host` must be loopback or the listener's own address. For a listener on all addresses, it may be
-//!   any IP address. A web page in an operator's browser can resolve its own name to the listener's address (DNS
-//!   rebinding). The page's requests then come from the operator's machine, but their `Host` is the page's name.
+//! - The request's `Host` must be loopback or the listener's own address. For a listener on all addresses, `Host` may
+//!   be any IP address. This rule prevents DNS rebinding, in which a web page in an operator's browser resolves its own
+//!   name to the listener's address. The page's requests then come from the operator's machine, but their `Host` is the
+//!   page's name.
 //! - A caller that is not on loopback must send the token that `OPS_TOKEN` sets. If `OPS_TOKEN` is not set, only
 //!   loopback callers may change the level.
 use std::net::{IpAddr, SocketAddr};
@@ -59,7 +60,8 @@ impl LogLevelAuth {
         }
     }
 
-    /// Returns whether the request's host is loopback or this listener's address, rather than a name from DNS.
+    /// Returns whether the request's host is loopback or this listener's address, rather than a name from DNS. For a
+    /// listener on all addresses, every IP address is its own.
     fn is_own_host(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         let mut hosts = headers.get_all(header::HOST).iter();
         let named = match (uri.authority(), hosts.next(), hosts.next()) {

@@ -166,13 +166,14 @@ pub enum Unknown {
         /// The pause that the gateway requests before a retry.
         retry_after: Option<Duration>,
     },
-    /// The response is not JSON or is too long, or a page of the listing names its own cursor as the next one.
+    /// The response is not JSON or is too long, or the listing's next page has the cursor of the requested page.
     #[error("the gateway's response is malformed: {0}")]
     Malformed(String),
-    /// The response is JSON, but not the expected object. An operator must inspect the gateway's record.
+    /// The response is JSON, but not the expected object. An operator must inspect an unreadable charge or refund at
+    /// the gateway.
     #[error("the gateway's record is unreadable: {0}")]
     Unreadable(String),
-    /// The breaker is open, or no time is left. Nothing was sent.
+    /// The breaker rejected the call, or no time was left. Nothing was sent.
     #[error("the gateway was not called")]
     NotCalled,
 }

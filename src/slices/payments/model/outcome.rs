@@ -23,9 +23,10 @@ pub enum FailureReason {
     DeclinedOther,
     /// The gateway rejected the request, or an operator ended the payment because the gateway never took money for it.
     GatewayRejected,
-    /// The gateway did not respond in time. A payment with this reason and the status `failed` was never charged.
+    /// The gateway did not respond in time. A `failed` payment has this reason if the gateway had no charge 25 hours
+    /// after the first send.
     GatewayTimeout,
-    /// A call to the gateway failed without a timeout, or its response did not settle the payment. The outcome is
+    /// A call to the gateway failed without a timeout, or the response did not settle the payment. The outcome is
     /// unknown.
     GatewayError,
 }
@@ -100,7 +101,7 @@ impl Settlement {
         }
     }
 
-    /// Returns the gateway's charge, if any.
+    /// Returns the id of the gateway's charge, if there is a charge.
     pub fn charge_id(&self) -> Option<&str> {
         match self {
             Self::Succeeded { charge_id } | Self::Declined { charge_id, .. } => Some(charge_id),
@@ -199,7 +200,8 @@ const RESEND_WITHIN: Duration = Duration::from_hours(23);
 /// about two hours before that time, so no request under the payment's key can still be in flight.
 const NEVER_CHARGED_AFTER: Duration = Duration::from_hours(25);
 
-/// Next step for a payment for which the gateway has no charge.
+/// Next step for a payment for which the gateway has no charge. For a refund that the gateway does not have, recovery
+/// acts only on [`Resend`](Self::Resend), and otherwise polls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextStep {
     /// An earlier call may still be in flight. Recovery resends the same charge under the same key, because the
@@ -212,7 +214,8 @@ pub enum NextStep {
 }
 
 impl NextStep {
-    /// Returns the next step. `since_first_sent` is the time since the charge was first sent, on the database's clock.
+    /// Returns the next step. `since_first_sent` is the time since the charge or refund was first sent, on the
+    /// database's clock.
     pub fn after(since_first_sent: Duration) -> Self {
         if since_first_sent < RESEND_WITHIN {
             Self::Resend

@@ -114,7 +114,7 @@ fn a_payment_without_a_charge_fails_only_after_its_key_expired() {
     assert_eq!(hours(25), NextStep::NeverCharged);
     let document = include_str!("../../../../docs/payments.md");
     for time in ["less than 23 hours", "23 to 25 hours", "more than 25 hours"] {
-        assert!(document.contains(&format!("| {time} | ")), "docs/payments.md: {time}");
+        assert!(document.contains(&format!("| {time} | ")), "docs/payments.md has no row for {time}");
     }
 }
 

@@ -20,9 +20,11 @@ use crate::slices::payments::{
 };
 
 impl Payments {
-    /// Compares a page of the gateway's charges. Polls for each reference whose charge is unreadable or does not agree
-    /// with a payment, unless the payment's request may still be sending the charge. Also returns the cursor of the
-    /// next page.
+    /// Compares a page of the gateway's charges with the payments. Also returns the cursor of the next page.
+    ///
+    /// Polls for the reference of each charge that is unreadable, has no payment, or differs from its payment. For a
+    /// charge that matches a payment without an outcome, polls only if the payment's request can no longer be sending
+    /// the charge. An unreadable charge without a reference is recorded without a poll.
     pub(super) async fn compare_charges(
         &self,
         since: DateTime<Utc>,
@@ -70,7 +72,8 @@ impl Payments {
     }
 
     /// Polls the gateway for the charges with a reference, and compares them with the payment of that reference.
-    /// Settles a payment with an unknown outcome, and records each difference as a finding.
+    /// Settles a payment with an unknown outcome, unless its request may still be sending the charge. Records each
+    /// difference as a finding.
     #[instrument(name = "reconcile payment", skip_all, fields(%reference))]
     pub(super) async fn compare_payment(self, reference: GatewayKey) -> Result<Outcome, ReconcileError> {
         let until = Instant::now() + self.0.gateway.timeout();

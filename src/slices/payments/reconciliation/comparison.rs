@@ -38,7 +38,7 @@ pub enum FindingKind {
     Mismatch,
     /// A second charge or refund with the same reference.
     Duplicate,
-    /// A different final status.
+    /// Different final statuses of the gateway's object and of the stored record.
     Contradiction,
     /// An object of the gateway that could not be parsed.
     Unreadable,
@@ -77,7 +77,7 @@ impl FindingKind {
 /// The result of comparing an object of the gateway with the stored payment or refund.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The object and the record have the same values.
+    /// The object and the record do not differ.
     Agrees,
     /// The stored payment or refund has no outcome yet.
     Unsettled,

@@ -11,12 +11,12 @@
 //!   database is read after the gateway's response. A missing payment was therefore lost.
 //! - A payment without a charge is a finding only after all charges of the compared period were listed. The payment
 //!   must also be older than [`MIN_AGE`], because a new charge may be missing in the listing for a while.
-//! - A payment is skipped while its request may still be sending the charge.
+//! - A payment or refund without an outcome is skipped while its request may still be calling the gateway.
 //! - Each finding is recorded once, as a discrepancy. Reconciliation refunds nothing, and settles only payments and
 //!   refunds with an unknown outcome, by the same function as recovery.
 //!
-//! Memory is bounded, because one page of the listing, or one page of ids, is compared at a time. `listed_at` in a
-//! payment's row is set when its charge is listed, so that a run needs no set of all listed ids.
+//! Memory is bounded, because one page of the listing, or one page of ids, is compared at a time. `listed_at` in the
+//! row of a payment or refund is set when its charge or refund is listed, so that a run needs no set of all listed ids.
 //!
 //! - `comparison`: the rules, without I/O
 //! - `charges`, `refunds`: the comparison of a page of the listing, and the poll for one reference
@@ -54,9 +54,9 @@ use super::{
     store::reconciliation::{self as store, AgedRecord, IdRange},
 };
 
-/// Time by which a run's period begins before the beginning of the latest complete `recent` run, or before the
-/// `--since` of the command `reconcile`. The overlap covers the delay of new charges and refunds in the gateway's
-/// listing, and the difference between clocks.
+/// Time added at the beginning of a listed period. A `recent` run reads the listing from this long before the beginning
+/// of the latest complete run. The command `payments reconcile` reads the listing from this long before its `--since`.
+/// The overlap covers the delay of new charges and refunds in the gateway's listing, and the difference between clocks.
 const OVERLAP: TimeDelta = TimeDelta::minutes(2);
 
 /// Minimum age of a payment or refund for which a missing charge or refund of the gateway is a finding.
@@ -72,7 +72,7 @@ const ID_PAGE: i64 = 1000;
 /// Maximum number of unlisted payments or refunds of one page for which the gateway is polled.
 const MAX_UNLISTED: usize = 50;
 
-/// Maximum number of attempts at a page of the command `reconcile`, and the pause between them.
+/// Maximum number of attempts of the command `payments reconcile` to compare a page, and the pause between attempts.
 const MAX_ATTEMPTS: u32 = 5;
 const ATTEMPT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -99,7 +99,7 @@ pub struct Finding {
 pub enum FindingState {
     /// Recorded by this comparison.
     New,
-    /// Recorded before.
+    /// Recorded before, and still open.
     Known,
     /// Recorded before, and closed by an operator.
     Closed,
@@ -216,7 +216,8 @@ struct Run {
     since: DateTime<Utc>,
     started_at: DateTime<Utc>,
     last_step: Step,
-    /// True if the run also polls for payments and refunds whose finding was recorded before.
+    /// True if the steps for unlisted records also poll for a record whose missing charge or refund is already recorded
+    /// as a discrepancy.
     includes_recorded: bool,
 }
 
@@ -232,7 +233,7 @@ impl Payments {
     /// Compares everything since a time, page by page, and passes each finding to `on_finding` once, after its page.
     ///
     /// # Errors
-    /// If a page could not be compared in several attempts.
+    /// If a page could not be compared in [`MAX_ATTEMPTS`] attempts.
     pub async fn reconcile(
         &self,
         since: DateTime<Utc>,
@@ -366,7 +367,8 @@ fn cursor(after: Option<&str>) -> Option<Cursor> {
 }
 
 /// Returns the range of ids that a run compares after a position. The range contains only records that are older than
-/// [`MIN_AGE`].
+/// [`MIN_AGE`]. The range begins [`OVERLAP`] after the beginning of the listing, so that the listing has the charges of
+/// the first payments even if the clocks differ.
 fn id_range(run: Run, after: Option<&str>) -> IdRange {
     let first = first_id_at(run.since.checked_add_signed(OVERLAP).unwrap_or(run.since));
     let after = after.and_then(|id| id.parse().ok()).unwrap_or(first);

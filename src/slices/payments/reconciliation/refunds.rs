@@ -26,9 +26,11 @@ use crate::slices::payments::{
 };
 
 impl Payments {
-    /// Compares a page of the gateway's refunds. Polls for each reference whose refund is unreadable or does not agree
-    /// with a stored refund, unless the stored refund's request may still be sending the refund. Also returns the
-    /// cursor of the next page.
+    /// Compares a page of the gateway's refunds with the stored refunds. Also returns the cursor of the next page.
+    ///
+    /// Polls for the reference of each refund that is unreadable, has no stored refund, or differs from its stored
+    /// refund. For a refund that matches a stored refund without an outcome, polls only if the stored refund's request
+    /// can no longer be sending the refund. An unreadable refund without a reference is recorded without a poll.
     pub(super) async fn compare_refunds(
         &self,
         since: DateTime<Utc>,
@@ -76,7 +78,8 @@ impl Payments {
     }
 
     /// Polls the gateway for the refunds with a reference, and compares them with the stored refund of that reference.
-    /// Settles a stored refund with an unknown outcome, and records each difference as a finding.
+    /// Settles a stored refund with an unknown outcome, unless its request may still be sending the refund. Records
+    /// each difference as a finding.
     #[instrument(name = "reconcile refund", skip_all, fields(%reference))]
     pub(super) async fn compare_refund(self, reference: GatewayKey) -> Result<Outcome, ReconcileError> {
         let until = Instant::now() + self.0.gateway.timeout();

@@ -4,9 +4,9 @@
 //! so that a charge without a payment is found within a minute. `window` compares two days every hour, and finds
 //! objects that earlier listings lacked, and payments without a charge.
 //!
-//! A unit of work is one page, so that the shutdown waits for at most one page. The position of the next page is stored
-//! in the database, so that another replica can continue after the lease has expired. The lease only distributes the
-//! work: if two replicas compare the same page, the result is the same.
+//! A unit of work is one page, so that the shutdown waits for at most one page of each scope. The position of the next
+//! page is stored in the database, so that another replica can continue after the lease has expired. The lease only
+//! distributes the work: if two replicas compare the same page, the result is the same.
 use std::time::Duration;
 
 use platform::workers::{Progress, Workers};
@@ -57,7 +57,8 @@ impl Scope {
         }
     }
 
-    /// Returns the duration from the beginning of the compared period to the beginning of the latest complete run.
+    /// Returns the duration from the beginning of the compared period to the beginning of the latest complete run. No
+    /// run compares more than the last 48 hours ([`WINDOW`]), so every run of `window` compares exactly these.
     fn lookback(self) -> Duration {
         match self {
             Self::Recent => OVERLAP.to_std().unwrap_or_default(),
@@ -85,13 +86,13 @@ pub(in crate::slices::payments) fn start_workers(payments: &Payments, workers: &
     }
 }
 
-/// Compares the next page of a scope, if one is due and no other replica has the lease. Unless another page follows
-/// immediately, updates the metric of the latest complete run.
+/// Compares the next page of a scope, if a page is due and no other replica has the lease. Also updates the metric of
+/// the latest complete run, except if the run continues immediately with its next page.
 ///
 /// # Errors
-/// If a statement other than those of a settlement fails. A failed settlement or call to the gateway is not an error,
-/// because a later unit of work repeats the page or the run. After repeated failures, the metric shows that the latest
-/// complete run is old.
+/// If a statement other than those of a settlement fails. A failed settlement, a failed call to the gateway or a panic
+/// of a poll is not an error, because a later unit of work repeats the page or the run. After repeated failures, the
+/// metric shows that the latest complete run is old.
 async fn compare_due_page(payments: Payments, scope: Scope, replica: Uuid) -> Result<Progress, sqlx::Error> {
     let progress = compare_next_page(&payments, scope, replica).await?;
     if progress == Progress::Idle {
@@ -143,13 +144,13 @@ async fn compare_next_page(
         Err(ReconcileError::Database(error)) => Err(error),
         Err(ReconcileError::Page(PageError::Rejected(status))) => {
             // The cursor of an interrupted run may have expired, so the next run begins with the first page.
-            tracing::error!(scope = name, %status, "the gateway rejected the listing; the run begins again");
+            tracing::error!(scope = name, %status, "the gateway rejected the listing; a new run follows");
             store::end_run(database, name, replica, false, retry).await?;
             Ok(Progress::Idle)
         }
         Err(error) => {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, scope = name, "failed to compare a page; the worker repeats it later");
+            tracing::warn!(error, scope = name, "failed to compare a page; the worker retries the page");
             Ok(Progress::Idle)
         }
     }

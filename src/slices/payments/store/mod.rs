@@ -97,7 +97,8 @@ pub struct UnsettledCounts {
     pub needs_review: i64,
     /// Creation time of the oldest payment or refund whose outcome is unknown.
     pub oldest: Option<DateTime<Utc>>,
-    /// Open discrepancies other than unknown outcomes, which [`needs_review`](Self::needs_review) counts.
+    /// Open discrepancies, except those of unknown outcomes. [`needs_review`](Self::needs_review) counts the payments
+    /// and refunds with unknown outcomes that an operator must review.
     pub discrepancies: i64,
 }
 

@@ -179,7 +179,7 @@ pub struct PaymentRecord {
 
 #[cfg(test)]
 impl PaymentRecord {
-    /// Returns a payment of 100, with the charge `ch_1` and one attempt.
+    /// Returns a payment of 100 minor units, with the charge `ch_1` and one attempt.
     pub fn example(status: PaymentStatus) -> Self {
         let now = chrono::Utc::now();
         let payment = Payment {
