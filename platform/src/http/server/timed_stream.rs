@@ -72,11 +72,11 @@ impl Requests {
     /// which hyper has its own idle timeout.
     pub(super) async fn idle(&self, timeout: Duration) {
         loop {
-            let begun = self.begun.load(Ordering::Relaxed);
+            let (begun, ended) = (self.begun.load(Ordering::Relaxed), self.ended.load(Ordering::Relaxed));
             sleep(timeout).await;
             if self.multiplexed.load(Ordering::Relaxed)
+                && begun == ended
                 && begun == self.begun.load(Ordering::Relaxed)
-                && begun == self.ended.load(Ordering::Relaxed)
             {
                 return;
             }
@@ -224,5 +224,28 @@ impl AsyncWrite for TimedStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_idle_only_a_while_after_its_last_response() {
+        let requests = Arc::new(Requests::default());
+        let request = requests.begin(Version::HTTP_2);
+        let timeout = Duration::from_secs(10);
+        let responded = async {
+            sleep(Duration::from_secs(15)).await;
+            drop(request);
+            Instant::now()
+        };
+        let idle = async {
+            requests.idle(timeout).await;
+            Instant::now()
+        };
+        let (responded, idle) = tokio::join!(responded, idle);
+        assert!(idle >= responded + timeout, "{:?}", idle - responded);
     }
 }
