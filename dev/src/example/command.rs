@@ -1,4 +1,4 @@
-//! Further commands and flags of `cargo dev`.
+//! The domain's commands and flags of `cargo dev`.
 use std::{error::Error, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand};

@@ -1,4 +1,4 @@
-// The domain part of the console's page: tiles, and texts about faults, traffic, reconciliation and the first steps.
+// The domain part of the console's page: tiles, and texts about faults, a restore, traffic, reconciliation, the first trace and the first steps.
 import { number } from "./format.js";
 
 const BREAKER = { 0: ["closed", "good"], 1: ["half-open", "warn"], 2: ["open", "bad"] };
@@ -8,7 +8,7 @@ export function domainTiles(figures, tile) {
   const { processing = 0 } = figures;
   const [breaker, breakerTone] = BREAKER[figures.breaker] ?? ["–", ""];
   return [
-    tile("Orders", number(figures.orders), "", "since the start", "/traces?route=POST+%2Fv1%2Forders"),
+    tile("Orders", number(figures.orders), "", "since the service started", "/traces?route=POST+%2Fv1%2Forders"),
     tile("Paid", number(figures.succeeded), "", `${number(figures.declined)} declined, ${number(figures.failed)} failed`, "/traces?route=payments"),
     tile("Processing", number(processing), processing > 0 ? "warn" : "", "outcome unknown", "/traces?route=recover"),
     tile("Breaker", breaker, breakerTone, "to the gateway", "/faults"),
@@ -34,14 +34,14 @@ export const RESTORE_VIEWS = [["/alerts", "PaymentDiscrepancyOpen, if the gatewa
 export const TRAFFIC = "Customers who register, browse, order and pay, and send invalid requests.";
 
 /** Description of the reconciliation and its invariants. */
-export const RECONCILIATION = ["The service's tables are compared with the gateway's ledger", "every charge has a payment that agrees with it, and every payment that succeeded or was declined has its charge."];
+export const RECONCILIATION = ["The service's tables are compared with the gateway's ledger", "every charge, even a declined one, has a payment that agrees with it, and every payment that succeeded or was declined has its charge."];
 
 /** Returns the numbers of a reconciliation, each with its label. */
 export const numbers = (report) => [["orders", report.orders], ["payments", report.payments], ["in flight", report.payments_in_flight], ["refunds", report.refunds], ["charges at the gateway", report.charges], ["without a payment", report.orphans.length]];
 
-/** The text that is shown until the first trace exists. */
+/** The text that `/traces/first` shows until the console has the trace of the first paid order. */
 export const FIRST_TRACE = "Waiting for the first paid order…";
 
-/** The introduction for new users: texts, and links as pairs of an address and a text. */
+/** The introduction for new users: texts, and links as pairs of an address and a text. The view *Now* appends a link to the audit log, so the last text ends with "then ". */
 export const TOUR = ["Follow ", ["/traces/first", "the first paid order through its trace"], ", ",
   ["/faults", "stop the payment gateway"], " and watch the breaker open and payments recover here, then "];

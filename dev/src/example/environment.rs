@@ -1,5 +1,5 @@
-//! The payment gateway that `cargo dev` starts with the service, and the commands that the screen shows for orders and
-//! payments. The gateway's ledger persists between runs, except in a run with a standby.
+//! The payment gateway that `cargo dev` starts with the service, and the commands that the terminal shows for orders
+//! and payments. The gateway's ledger persists between runs, except in a run with a standby.
 use std::{
     io,
     net::SocketAddr,
@@ -33,13 +33,13 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The description of the trace that `/traces/first` shows.
 pub(crate) const FIRST_TRACE: &str = "the first paid order";
 
-/// Flags that select a free port for every port of the example.
+/// Flags that select any free port for the gateway.
 pub const ANY_PORTS: &[&str] = &["--gateway-port", "0"];
 
-/// A text in the output of the last command that the screen lists.
+/// Text that the tests expect in the output of the last command that the terminal shows.
 pub const LAST_RESPONSE: &str = "\"status\":\"succeeded\"";
 
-/// A text in the last line that a stopped environment prints.
+/// Text that the tests expect in the last line that a stopped environment prints.
 pub const LAST_LINE: &str = "all invariants hold";
 
 /// The reason why the external services did not start or settle.
@@ -55,13 +55,14 @@ pub enum Error {
     Url(#[from] url::ParseError),
 }
 
-/// Addresses that were free before anything was started.
+/// Address for the gateway, found before any service is started.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ports {
     gateway: SocketAddr,
 }
 
-/// Finds a free address for each port of the flags.
+/// Waits until the gateway's port in the flags is free, and returns the port's address. Returns an error if the port
+/// stays in use.
 pub(crate) async fn find_ports(flags: &Flags, progress: &dyn Fn(&str)) -> Result<Ports, ports::Error> {
     let gateway = ports::free("the payment gateway", "--gateway-port", flags.gateway_port, progress).await?;
     Ok(Ports { gateway })
@@ -84,12 +85,12 @@ pub(crate) struct ExternalServices {
     gateway: Simulator,
     settings: gateway::Settings,
     owner_url: Url,
-    /// A product for the example order.
+    /// The product that the shown commands order.
     product: Uuid,
 }
 
 impl ExternalServices {
-    /// Starts the gateway and creates the catalogue. The gateway's ledger is a file in `directory`.
+    /// Starts the gateway and creates the products. The gateway's ledger is a file in `directory`.
     pub(crate) async fn start(
         ports: Ports,
         directory: &Path,
@@ -122,14 +123,14 @@ impl ExternalServices {
         Addresses { gateway: self.gateway.url() }
     }
 
-    /// Returns the lines that the screen shows for the external services, each with a name and URLs.
+    /// Returns the lines that the terminal shows for the external services, each with a name and URLs.
     pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
         let gateway = self.gateway.url();
         vec![("gateway", format!("{gateway}ledger, {gateway}faults"))]
     }
 
-    /// Returns a heading, and the commands that the screen lists after the login command. The commands run in any POSIX
-    /// shell.
+    /// Returns a heading, and the commands that the terminal shows after the login command. The commands run in any
+    /// POSIX shell.
     pub(crate) fn commands(&self, api: &Url) -> (&'static str, Vec<String>) {
         let product = self.product;
         let place = format!(

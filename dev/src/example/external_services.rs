@@ -1,4 +1,5 @@
-//! The addresses of the external services, and the comparison with their records, for the rest of this crate.
+//! The addresses of the external services, and the comparison of the service's tables with their records, for the rest
+//! of this crate.
 use url::Url;
 
 use super::invariants;

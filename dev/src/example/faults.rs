@@ -1,4 +1,4 @@
-//! Faults of the payment gateway, set through its own API.
+//! Faults of the payment gateway, set through the route `/faults` of its simulator.
 use std::time::Duration;
 
 use super::{external_services::Addresses, gateway::Faults};
@@ -20,7 +20,7 @@ pub(crate) const FAULTS: &[(&str, &str)] = &[
     (SLOW, "The payment gateway takes 1.5 seconds for each response"),
     (
         LOST_RESPONSES,
-        "Half of the payment gateway's responses are lost after the charge: the outcome is unknown until recovery polls it",
+        "Half of the payment gateway's responses are lost after the charge: the outcome is unknown until recovery polls the gateway",
     ),
     (DECLINE_STORM, "Four of five payments are declined, which must not raise an outage alert"),
 ];
@@ -34,7 +34,7 @@ pub enum Error {
     Url(#[from] url::ParseError),
 }
 
-/// Replaces the gateway's faults with the faults of these names. Names of other faults are ignored.
+/// Replaces the gateway's faults with the faults of these names. Ignores the names of faults outside the gateway.
 pub(crate) async fn set(external_services: &Addresses, names: &[&str]) -> Result<(), Error> {
     let url = external_services.gateway.join("/faults")?;
     let response = http::client(GATEWAY_TIMEOUT)?.put(url).json(&faults_named(names)).send().await?;

@@ -5,14 +5,14 @@
 //! in this place, which exports the names that the rest of the crate uses.
 //!
 //! - [`campaign`]: tests several replicas of the service under faults: no payment may be lost or charged twice
-//! - `command`: further commands and flags of `cargo dev`
-//! - [`environment`]: the gateway, its ledger and the products of `cargo dev`
+//! - `command`: the domain's commands and flags of `cargo dev`
+//! - [`environment`]: the payment gateway of `cargo dev`, and the commands that the terminal shows
 //! - `faults`: the gateway's faults that `cargo dev` and its console switch
 //! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
 //! - [`harness`]: the domain part of the test harness, for orders and payments
 //! - [`invariants`]: compares the service's tables with the gateway's ledger
-//! - `external_services`: the addresses of the external services, and the comparison with their records
-//! - `panels`: the charts and figures of the console
+//! - `external_services`: addresses of external services, and the comparison of the service's tables with their records
+//! - `panels`: the charts and figures of the console and the terminal
 //! - `seed_products`: the products that `cargo dev` creates
 //! - `traffic`: the actions of simulated customers
 pub mod campaign;

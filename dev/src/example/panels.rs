@@ -50,8 +50,8 @@ pub(crate) const FIGURES: &[(&str, &str)] = &[
     ("breaker", "max(circuit_breaker_state)"),
 ];
 
-/// Query for the id of the trace that `/traces/first` shows: the trace of the first order paid since `$1`. The payment
-/// stores the trace as `00-TRACE-SPAN-01`.
+/// Query for the id of the trace that `/traces/first` shows: the trace of the first successful payment that was created
+/// since `$1`, the start of the console. The column `trace_parent` contains `00-TRACE-SPAN-01`.
 pub(crate) const FIRST_TRACE: &str = "
     select split_part(trace_parent, '-', 2)
     from payments

@@ -1,4 +1,4 @@
-//! The products that `cargo dev` creates in a database without products.
+//! The products that `cargo dev` creates in a database without a product for sale.
 use sqlx::{Connection as _, PgConnection};
 use url::Url;
 use uuid::Uuid;

@@ -39,6 +39,7 @@ async fn pay_with_malformed_response(malformation: Malformation, expected: Optio
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
     order.wait_until("paid").await;
     assert_eq!(service.charges_for(payment).await.len(), 1);
+    assert_eq!(discrepancies(&service).await.is_empty(), expected.is_none());
     service.invariants_hold().await;
 }
 

@@ -61,6 +61,14 @@ async fn a_failing_gateway_is_retried_until_it_charges() {
     let order = service.customer().await.places_an_order().await;
     let response = order.pay("pm_card_error").await;
     assert!([201, 202].contains(&response.status), "{response}");
+    let calls = async |outcome: &str| {
+        let series = format!(
+            "http_client_request_duration_seconds_count{{outcome=\"{outcome}\",service=\"payment_gateway\"}}"
+        );
+        service.metric(&series).await
+    };
+    assert!(calls("error").await > 0);
+    assert_eq!(calls("timeout").await, 0);
     order.wait_until("paid").await;
     assert_eq!(charges(&service, response.id()).await, 1);
     service.invariants_hold().await;

@@ -2,26 +2,26 @@
 //! charged twice, and that none is lost except in a failover that may lose confirmed commits.
 //!
 //! A round has two parts. In the first part the campaign injects faults drawn from the seed. The second part begins
-//! when the delays, stalls, rotated secrets and gateway faults have ended. Within a fixed time, every replica must then
-//! be ready, and every earlier payment and refund must have an outcome. The reconciliation of the service's tables with
-//! the gateway's ledger must find no difference. A campaign with failovers makes these checks only at its start, after
+//! when the delays, stalls, rotated secrets and gateway faults have ended. Every replica must then be ready within a
+//! minute, and every earlier payment and refund must have an outcome. The reconciliation of the service's tables with
+//! the gateway's ledger must find no violation. A campaign with failovers makes these checks only at its start, after
 //! every third round and at its end. Customers order and pay, and a support user refunds payments, in both parts. The
 //! same seed draws the same faults in the same order, but their effect depends on timing.
 //!
 //! - [`faults`]: the possible faults, and their random selection
 //! - `failovers`: the results of changes of the database primary
-//! - `buyers`: customers who remember every acknowledged order and payment
+//! - `buyers`: customers who retry requests, and remember every acknowledged order and payment
 //! - `fleet`: the replicas, which are restarted after an exit
 //! - `full_disk`: a directory whose log files cannot be written
-//! - `hostile_clients`: texts that cannot be stored, slow bodies and slow readers
+//! - `hostile_clients`: texts that the service must reject, slow bodies, and clients that never read
 //! - `locks`: locks of other database sessions, and an export of the audit log during a read
 //! - `odd_events`: events of the gateway that are unusable, or contradict a settled payment or refund
-//! - `orphans`: charges and refunds whose rows are lost
+//! - `orphans`: charges and refunds of the gateway whose rows in the database are lost
 //! - `passwords`: password changes during logins
 //! - `percentile`: percentiles of measured times
-//! - `test_bed`: all components, and the execution of faults
-//! - `refunder`: issues refunds and retries them
-//! - `report`: the faults and the results
+//! - `test_bed`: the database, the gateway, the replicas and the proxies, and the execution of faults
+//! - `refunder`: a support user who issues refunds and retries them
+//! - `report`: the faults and the results of a campaign
 mod buyers;
 mod failovers;
 pub mod faults;
@@ -64,24 +64,25 @@ use crate::{
     traffic::{self, Traffic},
 };
 
-/// Duration of the first part of a round, in which faults are injected.
+/// Minimum duration of the first part of a round without a failover.
 const FAULT_PERIOD: Duration = Duration::from_secs(8);
 
 /// Minimum duration of the first part of a round with a failover. The first part continues until a write has succeeded
 /// at each replica or has timed out.
 const FAILOVER_FAULT_PERIOD: Duration = Duration::from_secs(4);
 
-/// Number of rounds after which a campaign with failovers checks that every outcome is known. After a round without
-/// this check, the next failover happens while outcomes of earlier rounds can still be unknown.
+/// Number of rounds between two calls of [`settle`] in a campaign with failovers. After the other rounds, the next
+/// failover happens while outcomes of earlier rounds can still be unknown.
 const FAILOVERS_PER_SETTLEMENT: u32 = 3;
 
-/// Interval of checks for faults that are due.
+/// Interval of checks for due faults and dead replicas. [`settle`] checks once in four intervals.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Maximum time after the end of a round's faults until every outcome is known and every replica is ready.
 const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Number of rounds between two verifications of the audit log. Each verification reads the whole log.
+/// Number of rounds between two verifications of the audit log. Verifications are rare, because each reads the whole
+/// audit log.
 const ROUNDS_PER_VERIFICATION: u32 = 10;
 
 /// Settings of a campaign: the tested service, the length, the seed, the traffic and the failovers.
@@ -133,7 +134,7 @@ pub enum Error {
     Failover(#[from] failover::Error),
 }
 
-/// Runs a campaign. The campaign ends early at the first round with a violation.
+/// Runs a campaign. The campaign ends after the first round with a violation.
 pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, Error> {
     let mut test_bed = TestBed::start(&settings, progress).await?;
     let has_failovers = settings.failover.is_some();
@@ -152,7 +153,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
 
     let mut rng = StdRng::seed_from_u64(settings.seed);
     let mut report = Report::new(settings.seed);
-    // The first round starts when every replica is ready.
+    // Waits until every replica is ready, before the first round. A timeout is a violation.
     report.add_violations(settle(&mut test_bed, progress).await?);
     let started = Instant::now();
     for round in 1.. {
@@ -207,8 +208,8 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str)) -> Result<Report, 
     Ok(report)
 }
 
-/// Injects each fault at its scheduled time, and restarts dead replicas. Returns once the fault period is over. After a
-/// failover, also waits until a write has succeeded or timed out at every replica.
+/// Injects each fault at its scheduled time, and restarts dead replicas. Returns once the fault period is over and all
+/// faults are injected. After a failover, also waits until a write has succeeded or timed out at every replica.
 async fn inject_faults(
     test_bed: &mut TestBed,
     scheduled_faults: &[ScheduledFault],
@@ -234,9 +235,10 @@ async fn inject_faults(
     Ok(())
 }
 
-/// Waits until every replica is ready, and every payment and refund from before this call has an outcome. Returns a
-/// violation if the deadline passes first. Also returns the violations found by the concurrent faults and by the
-/// reconciliation, and one violation for each orphan (`orphans`) that the service has not recorded in time.
+/// Waits until every replica is ready, and every payment and refund from before this call has an outcome. Restarts dead
+/// replicas meanwhile. Returns a violation and the state of each replica if [`SETTLE_TIMEOUT`] passes first. Also
+/// returns the violations found by the concurrent faults and by the reconciliation, and one violation for each orphan
+/// (`orphans`) that the service has not recorded in time.
 async fn settle(test_bed: &mut TestBed, progress: &dyn Fn(&str)) -> Result<Vec<String>, Error> {
     let faults_ended = DateTime::<Utc>::from(SystemTime::now());
     let deadline = Instant::now() + SETTLE_TIMEOUT;

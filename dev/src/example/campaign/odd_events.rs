@@ -16,7 +16,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Maximum number of attempts at a delivery.
 const MAX_ATTEMPTS: u32 = 40;
 
-/// Length in bytes of an over-long text, above the maximum of every text that the service stores.
+/// Length of an over-long text in bytes. The service stores only shorter texts.
 const OVERLONG_BYTES: usize = 20_000;
 
 /// An event, and the discrepancy that the service must record for the event.
@@ -27,11 +27,11 @@ struct OddEvent {
     discrepancy: Option<(Uuid, &'static str)>,
 }
 
-/// Delivers unusable and contradicting events about the newest payment and the newest refund that succeeded. Returns
-/// the violations.
+/// Delivers unusable and contradicting events about the newest successful payment and the newest successful refund.
+/// Returns the violations.
 pub(super) async fn deliver(gateway: Arc<Simulator>, owner_url: Url) -> Vec<String> {
     let mut violations = Vec::new();
-    // The database may be down.
+    // An error is not a violation, because the database may be down.
     let Ok(events) = odd_events(&owner_url).await else { return violations };
     for odd in events {
         match deliver_until_decided(&gateway, &odd.event).await {
@@ -45,15 +45,15 @@ pub(super) async fn deliver(gateway: Arc<Simulator>, owner_url: Url) -> Vec<Stri
         if let Some((record, kind)) = odd.discrepancy
             && is_recorded(&owner_url, record, kind).await.is_ok_and(|is_recorded| !is_recorded)
         {
-            violations.push(format!("an event with {} was acknowledged, but not recorded", odd.name));
+            violations.push(format!("the discrepancy of an event with {} was not recorded", odd.name));
         }
     }
     violations
 }
 
-/// Delivers an event until a replica responds with a status other than 401, 429, 503 and 504, at most [`MAX_ATTEMPTS`]
-/// times. A 401 is retried, because a replica with a rotated webhook secret rejects the signature. Returns this status,
-/// or `None` if no attempt had such a status.
+/// Delivers an event until a replica responds with a status other than 401, 429, 503 and 504. Returns this status, or
+/// `None` after [`MAX_ATTEMPTS`] attempts. A 401 is retried, because a replica with a rotated webhook secret rejects
+/// the signature.
 async fn deliver_until_decided(gateway: &Simulator, event: &Event) -> Option<u16> {
     for _ in 0..MAX_ATTEMPTS {
         match gateway.deliver_webhook(event).await {

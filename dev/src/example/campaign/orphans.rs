@@ -1,7 +1,8 @@
 //! The orphans: charges and refunds of the gateway whose rows in the service's database were lost in a failover or
 //! restore.
 //!
-//! No client can find an orphan, so the service must record each orphan as a discrepancy.
+//! The service's API does not show an orphan, because the row is lost. So the service must record each orphan as a
+//! discrepancy.
 use std::{collections::HashMap, fmt, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -12,7 +13,7 @@ use uuid::Uuid;
 
 use super::percentile::percentile;
 
-/// Time after the end of the faults within which the service must have recorded an orphan.
+/// Maximum time from the end of the faults until the service has recorded an orphan.
 const MAX_SEARCH_TIME: TimeDelta = TimeDelta::seconds(60);
 
 /// Interval of reads of the recorded discrepancies.
@@ -23,7 +24,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 pub(super) struct Orphans {
     /// The orphans that the service has not recorded, each with the end of the faults that caused it.
     missing: HashMap<Uuid, DateTime<Utc>>,
-    /// The time from the end of the faults until each orphan was recorded, zero if it was recorded earlier.
+    /// The recorded orphans, each with the time from the end of the faults until the service recorded the orphan. The
+    /// time is zero for an orphan recorded before the end of the faults.
     found: HashMap<Uuid, Duration>,
 }
 
@@ -35,8 +37,10 @@ pub struct OrphanReport {
 }
 
 impl Orphans {
-    /// Updates the missing orphans from a list of all current orphans, and reads their recorded discrepancies. Returns
-    /// one violation for each orphan that is overdue.
+    /// Updates the orphans. `orphans` has the reference of every charge and refund that has no row now. `faults_ended`
+    /// is the end of the faults that caused the new orphans. A missing orphan is removed when its row exists again, and
+    /// becomes a found orphan when its discrepancy is recorded. Returns one violation for each orphan that is still
+    /// missing after [`MAX_SEARCH_TIME`].
     pub(super) async fn review(
         &mut self,
         orphans: &[Uuid],
@@ -57,7 +61,8 @@ impl Orphans {
             .collect())
     }
 
-    /// Waits until every orphan is recorded, or until one is overdue. Returns the violations.
+    /// Waits until every orphan is recorded, or until one is still missing after [`MAX_SEARCH_TIME`]. Returns the
+    /// violations.
     pub(super) async fn wait_until_found(&mut self, owner_url: &Url) -> Result<Vec<String>, sqlx::Error> {
         loop {
             let missing: Vec<_> = self.missing.keys().copied().collect();

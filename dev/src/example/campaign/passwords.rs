@@ -18,7 +18,7 @@ const LOGINS_PER_CHANGE: usize = 8;
 /// Pause between two attempts of a request.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// Maximum number of attempts at a request that needs a definite response.
+/// Maximum number of attempts at a request in [`User::send_until_definite`].
 const MAX_ATTEMPTS: usize = 40;
 
 /// One user, who sends requests to several replicas.
@@ -33,8 +33,8 @@ struct User {
 type Request<'a> = (Method, &'a str, Option<&'a str>, Value);
 
 /// Registers a user, and changes the password several times while the user logs in at every replica. Returns the
-/// violations. The fault ends early, without a violation, if a request fails. A change without a 204 response counts as
-/// failed, because the outcome of the change may be unknown.
+/// violations. The fault ends early, without a violation, if a request other than a concurrent login fails. A change
+/// without a 204 response counts as failed, because the outcome of the change may be unknown.
 pub(super) async fn change_during_logins(replicas: Vec<SocketAddr>) -> Vec<String> {
     let Ok(client) = http::client(Duration::from_secs(15)) else { return Vec::new() };
     let email = format!("password-{}@example.com", Uuid::now_v7().simple());
@@ -103,7 +103,8 @@ impl User {
         Some((response.status().as_u16(), response.json().await.unwrap_or_default()))
     }
 
-    /// Sends a request to the replicas in turn, until one of them returns a status other than 429, 503 and 504.
+    /// Sends a request to the replicas in turn, until one of them returns a status other than 429, 503 and 504. Returns
+    /// this response, or `None` after [`MAX_ATTEMPTS`] attempts.
     async fn send_until_definite(&self, request: Request<'_>) -> Option<(u16, Value)> {
         for attempt in 0..MAX_ATTEMPTS {
             match self.send(attempt, request.clone()).await {

@@ -1,7 +1,8 @@
 //! Percentiles of measured times.
 use std::time::Duration;
 
-/// Returns the time in seconds that `percent` percent of the times do not exceed. Returns zero if there are no times.
+/// Returns the smallest of the times, in seconds, that at least `percent` percent of the times do not exceed. Returns
+/// zero if there are no times.
 pub(super) fn percentile(times: &[Duration], percent: usize) -> f64 {
     let mut sorted = times.to_vec();
     sorted.sort();

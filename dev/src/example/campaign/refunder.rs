@@ -23,7 +23,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(250);
 pub struct RefundReport {
     pub succeeded: u32,
     pub failed: u32,
-    /// Refunds rejected because they exceed the refundable amount, or because the payment is lost.
+    /// Refunds that the service rejected, for example because they exceed the refundable amount or the payment is lost.
     pub rejected: u32,
     /// Number of repeated requests.
     pub retries: u32,

@@ -21,7 +21,7 @@ pub struct Report {
     pub failovers: Option<FailoverReport>,
     /// The reconciliation at the end.
     pub reconciliation: Option<CheckReport>,
-    /// The faults of each round, printed after a violation.
+    /// The faults of each round, printed if [`Self::holds`] is false.
     history: Vec<String>,
 }
 

@@ -70,7 +70,8 @@ pub(super) struct TestBed {
     concurrent_faults: JoinSet<Vec<String>>,
     /// True once a failover may have lost confirmed commits.
     commits_may_be_lost: bool,
-    /// True while the steps of the restore runbook are outstanding, because a failover may have lost commits.
+    /// True while the steps of `docs/runbooks/DatabaseRestored.md` are outstanding, because a failover may have lost
+    /// commits.
     needs_restore_steps: bool,
     orphans: Orphans,
 }
@@ -114,7 +115,8 @@ impl TestBed {
             ("DATABASE_ACQUIRE_TIMEOUT_MS", "1000".to_owned()),
             ("AUDIT_SEAL_INTERVAL_SECONDS", "1".to_owned()),
             ("WRITE_TIMEOUT_MS", "5000".to_owned()),
-            // The password changes cause many logins, and many of these logins fail.
+            // The password changes cause many logins, of which many fail. So the account must not be locked, and the
+            // password hashes are cheap.
             ("LOGIN_ATTEMPTS_BEFORE_LOCKOUT", "1000".to_owned()),
             ("ARGON2_MEMORY_KIB", "64".to_owned()),
             ("ARGON2_ITERATIONS", "1".to_owned()),
@@ -199,7 +201,7 @@ impl TestBed {
             Fault::Lock(lock, time) => {
                 let holding = lock.hold(self.owner_url.clone(), *time);
                 self.run_concurrently(async {
-                    // The database may be down.
+                    // An error is not a violation, because the database may be down.
                     let _ = holding.await;
                     Vec::new()
                 });
@@ -247,7 +249,7 @@ impl TestBed {
         Ok(())
     }
 
-    /// Runs a fault concurrently with others.
+    /// Runs a fault concurrently with others, for at most [`FAULT_DEADLINE`].
     fn run_concurrently(&mut self, fault: impl Future<Output = Vec<String>> + Send + 'static) {
         self.concurrent_faults.spawn(async { timeout(FAULT_DEADLINE, fault).await.unwrap_or_default() });
     }
@@ -277,8 +279,8 @@ impl TestBed {
     }
 
     /// Ends the delays, stalls, rotated secrets and gateway faults. Starts a new standby after a failover. If steps of
-    /// the restore runbook are outstanding, executes the steps: all replicas are killed, `after-restore` runs, and the
-    /// replicas start again.
+    /// `docs/runbooks/DatabaseRestored.md` are outstanding, executes the steps: all replicas are killed,
+    /// `after-restore` runs, and the replicas start again.
     pub(super) async fn end_faults(&mut self, progress: &dyn Fn(&str)) -> Result<(), Error> {
         self.server.rejoin(progress).await?;
         for component in [Component::Api, Component::Database, Component::Gateway] {
@@ -322,7 +324,8 @@ impl TestBed {
     }
 
     /// Compares the orphans of a reconciliation with the discrepancies that the service has recorded. `faults_ended` is
-    /// the end of the faults before the reconciliation. Returns the overdue orphans as violations.
+    /// the end of the faults before the reconciliation. Returns a violation for each orphan that the service has not
+    /// recorded in time.
     pub(super) async fn review_orphans(
         &mut self,
         reconciliation: &CheckReport,
@@ -331,8 +334,8 @@ impl TestBed {
         Ok(self.orphans.review(&reconciliation.orphans, &self.owner_url, faults_ended).await?)
     }
 
-    /// Waits until the service has recorded every orphan, or until one is overdue. Returns the overdue orphans as
-    /// violations, and the report of all orphans.
+    /// Waits until the service has recorded every orphan, or has not recorded one in time. Returns a violation for each
+    /// orphan that is not recorded in time, and the report of all orphans.
     pub(super) async fn wait_for_orphans(&mut self) -> Result<(Vec<String>, OrphanReport), Error> {
         let violations = self.orphans.wait_until_found(&self.owner_url).await?;
         Ok((violations, self.orphans.report()))
@@ -344,7 +347,8 @@ impl TestBed {
         Ok(invariants::check_with_loss(loss, self.owner_url.as_str(), &self.gateway.url()).await?)
     }
 
-    /// Verifies the hash chain of the audit log. Returns the problem, or `None`.
+    /// Runs `audit verify` on the audit log, the exported files and the heads in the replicas' logs. Returns the
+    /// command's output if the command fails.
     pub(super) async fn verify_audit_log(&self) -> Result<Option<String>, Error> {
         let exported = self.exports.complete_files();
         let logs: Vec<_> = self.fleet.logs().into_iter().filter(|log| has_head(log)).collect();

@@ -1,4 +1,4 @@
-//! Charges and refunds in the format of the API, and the behaviour of each test payment method.
+//! Charges and refunds in the format of the gateway's API, and the behaviour of each test payment method.
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 

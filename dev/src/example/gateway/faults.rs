@@ -8,18 +8,19 @@ use serde::{Deserialize, Serialize};
 
 use super::{charges::DeclineCode, listing::PageFaults, malformed_responses::Malformation};
 
-/// The faults of the gateway, all off by default. Rates are fractions of the requests, from 0 to 1. The faults `list_…`
-/// affect only lists by time of creation, which clients request with the query parameter `created_after`.
+/// The faults of the gateway, all off by default. Faults do not affect the routes `/ledger` and `/faults`. Rates are
+/// from 0 to 1. The faults `list_…` affect only lists by time of creation, which clients request with the query
+/// parameter `created_after`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Faults {
     /// Fraction of requests that receive `error_status` before any effect.
     pub error_rate: f64,
-    /// Fraction of charges and refunds that are executed and then receive `error_status`.
+    /// Fraction of the requests for charges and refunds that are executed and then receive `error_status`.
     pub error_rate_after_charge: f64,
-    /// Status of both error rates, from 400 to 599.
+    /// Status of the error responses that both error rates cause, from 400 to 599.
     pub error_status: u16,
-    /// Value of `Retry-After` in both error responses, sent unmodified. An empty value omits the header.
+    /// Value of `Retry-After` in these error responses, sent unmodified. An empty value omits the header.
     pub retry_after: String,
     /// Fraction of charges that are declined regardless of the payment method.
     pub decline_rate: f64,

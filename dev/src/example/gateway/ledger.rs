@@ -1,10 +1,10 @@
-//! The gateway's executed charges and refunds, in memory and in a file with one entry per line.
+//! The gateway's executed charges and refunds, in memory and optionally in a file with one entry per line.
 //!
 //! A line is written and flushed to the disk before the response to its charge or refund is sent. So every acknowledged
-//! charge is in the ledger after a restart, even after `kill -9`.
+//! charge and refund is in the file after a restart, even after `kill -9`.
 //!
-//! A charge or refund takes at most 200 bytes of memory, permanently. Its request is stored in the file only. With the
-//! traffic of `cargo dev` the ledger in memory grows by less than a megabyte an hour.
+//! A charge or refund takes at most 200 bytes of memory, permanently. The request that caused it is stored in the file
+//! only. With the traffic of `cargo dev` the ledger in memory grows by less than a megabyte an hour.
 use std::{
     collections::BTreeSet,
     fs::{File, OpenOptions},
@@ -30,7 +30,7 @@ pub struct Ledger {
     pub refunds: Vec<Refund>,
 }
 
-/// The ledger in numbers.
+/// Counts of a ledger's charges and refunds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Counts {
     pub charges_succeeded: usize,
@@ -153,8 +153,8 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens or creates the file, and calls `add` with its entries in order. An incomplete last line is removed. The
-    /// process was killed while it wrote this line, so no response was sent. Any other damage is an error.
+    /// Opens or creates the file, and calls `add` with its entries in order. An incomplete last line is removed,
+    /// because the process ended while it wrote this line, and sent no response. Any other damage is an error.
     pub(super) fn open(path: PathBuf, mut add: impl FnMut(Entry)) -> Result<Self, Error> {
         let unusable = |source| Error::LedgerFile { path: path.clone(), source };
         let mut options = OpenOptions::new();

@@ -1,7 +1,7 @@
 //! The paginated lists of charges and refunds by time of creation, and their faults.
 //!
 //! A real gateway lists from an index, in which an entry may be late, missing, repeated or out of order. The faults
-//! simulate this. They do not affect the ledger itself and the list by reference.
+//! simulate this. They affect neither the ledger itself nor the list by reference.
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -31,7 +31,7 @@ pub(super) enum ListRequest {
     Page(PageRequest),
 }
 
-/// A page to return.
+/// The request for a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PageRequest {
     created_after: DateTime<Utc>,

@@ -21,7 +21,7 @@ pub enum Malformation {
     Amount,
     /// A different currency.
     Currency,
-    /// The reference of a different payment.
+    /// A different reference, which no payment or refund has.
     Reference,
     /// An id with a NUL character, which PostgreSQL cannot store.
     Nul,

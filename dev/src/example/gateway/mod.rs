@@ -10,8 +10,8 @@
 //! per charge or refund ([`ledger`]).
 //!
 //! - [`charges`]: charges, refunds, and the behaviour of each test payment method
-//! - [`ledger`]: the executed charges and refunds, in memory and in a file
-//! - [`state`]: idempotency keys, and the decision about each request
+//! - [`ledger`]: the executed charges and refunds, in memory and optionally in a file
+//! - [`state`]: the execution of requests, and their idempotency keys
 //! - [`faults`]: faults, and the seeded random generator that selects the affected requests
 //! - `listing`: the lists by time of creation, and their faults
 //! - [`requests`]: the latest requests, events and deliveries, for inspection by tests
@@ -61,7 +61,7 @@ use self::{
     webhooks::QueuedEvent,
 };
 
-/// Capacity of the queue of undelivered events. Further events are lost, which the gateway's contract allows.
+/// Capacity of the queue of undelivered events. Further events are lost, as some webhooks of a real gateway are.
 const EVENT_QUEUE_CAPACITY: usize = 4096;
 
 /// Settings of a simulator.

@@ -25,7 +25,7 @@ use super::{
 /// Lifetime of an idempotency key.
 const KEY_LIFETIME: TimeDelta = TimeDelta::hours(24);
 
-/// Interval of the removal of expired keys.
+/// Minimum interval between two removals of expired keys.
 const SWEEP_INTERVAL: TimeDelta = TimeDelta::minutes(10);
 
 /// The reason why a request had no effect.

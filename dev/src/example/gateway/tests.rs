@@ -1,4 +1,4 @@
-//! Tests of the payment-gateway simulator over HTTP: each guarantee of the gateway's contract.
+//! Tests of the payment-gateway simulator over HTTP: its API, faults, webhooks and ledger file.
 use std::{
     net::SocketAddr,
     path::PathBuf,

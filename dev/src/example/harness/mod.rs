@@ -40,8 +40,8 @@ pub const LAMP: &str = "01900000-0000-7000-8000-000000000003";
 /// A product that is no longer for sale.
 pub const RETIRED: &str = "01900000-0000-7000-8000-000000000004";
 
-/// The table used by tests of the platform, and locked by the fault `slow-database`. Customers create rows and read
-/// their own.
+/// The table used by tests of the platform, and locked by the fault `slow-database`. Customers create rows, and read
+/// their own rows.
 pub const TABLE: &str = "orders";
 /// The path where rows of the table are created and listed.
 pub const PATH: &str = "/v1/orders";
@@ -198,7 +198,7 @@ impl User {
     /// Places, pays and reads an order. Returns the requests with their responses.
     ///
     /// # Errors
-    /// Returns the responses if one of them has an unexpected status.
+    /// Returns the text of the responses if one of them has an unexpected status.
     pub async fn uses_every_customer_route(&self) -> Result<Vec<(Request, HttpResponse)>, String> {
         let order = self.orders(&[(MUG, 1)]);
         let placed = order.clone().await;

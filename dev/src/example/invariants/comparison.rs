@@ -1,6 +1,7 @@
 //! Invariants between the service's tables and the gateway's ledger. Every charge has its payment, and every payment
 //! that succeeded or was declined has its charge. Every refund of the gateway has its stored refund, and every stored
-//! refund that succeeded has its refund at the gateway.
+//! refund that succeeded has its refund at the gateway. The amounts agree, and so do the outcomes of settled payments
+//! and refunds. No payment has two successful charges, and no stored refund has two successful refunds at the gateway.
 use std::collections::HashMap;
 
 use uuid::Uuid;

@@ -163,12 +163,13 @@ pub enum Loss {
     Possible,
 }
 
-/// Compares the service's tables with the ledger of the gateway at this address. The comparison is read-only.
+/// Checks the invariants within the service's tables, and compares the tables with the ledger of the gateway at this
+/// address. The check is read-only.
 pub async fn check(database_url: &str, gateway: &Url) -> Result<CheckReport, Error> {
     check_with_loss(Loss::Impossible, database_url, gateway).await
 }
 
-/// Compares like [`check`]. With [`Loss::Possible`], charges and refunds without a row are reported as orphans, not as
+/// Checks like [`check`]. With [`Loss::Possible`], charges and refunds without a row are reported as orphans, not as
 /// violations.
 pub async fn check_with_loss(loss: Loss, database_url: &str, gateway: &Url) -> Result<CheckReport, Error> {
     let client = crate::http::client(GATEWAY_TIMEOUT)?;
@@ -197,7 +198,7 @@ pub async fn check_with_loss(loss: Loss, database_url: &str, gateway: &Url) -> R
     Ok(CheckReport { violations: reported, unreported, ..report })
 }
 
-/// Compares like [`check`]. If the command `after-restore` has recorded a restore of the database, charges and refunds
+/// Checks like [`check`]. If the command `after-restore` has recorded a restore of the database, charges and refunds
 /// without a row are reported as orphans, because the restore may have lost the rows.
 async fn check_after_restores(owner_url: &str, gateway: &Url) -> Result<CheckReport, Error> {
     let mut connection = PgConnection::connect(owner_url).await?;
@@ -216,7 +217,7 @@ pub async fn in_flight(database_url: &str) -> Result<i64, Error> {
     Ok(in_flight)
 }
 
-/// Returns the function that the console calls to compare the tables with the ledger.
+/// Returns the function that the console and `cargo dev` call to check the tables and the ledger.
 pub fn console_comparison(owner_url: Url, gateway: Url) -> Comparison {
     Arc::new(move || {
         let (owner_url, gateway) = (owner_url.clone(), gateway.clone());

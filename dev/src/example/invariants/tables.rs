@@ -233,7 +233,7 @@ struct Effect {
 }
 
 /// The tables in which every row must have its audit events. In [`other_tables`], only rows to which completed
-/// idempotency keys refer are checked. These rows are complete on creation.
+/// idempotency keys refer are checked. The check assumes that these rows are complete on creation.
 const EFFECTS: [Effect; 3] = [
     Effect { table: "orders", settled: None },
     Effect { table: "payments", settled: Some("status <> 'processing'") },

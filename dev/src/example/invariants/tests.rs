@@ -1,5 +1,5 @@
-//! Tests that the check finds violated invariants. The checked tables are copies without constraints and triggers,
-//! which would prevent most violations.
+//! Tests that the check finds violated invariants, and compares long ledgers in pages without gaps. The checked tables
+//! are copies without constraints and triggers, which would prevent most violations.
 use std::net::SocketAddr;
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, migrate::Migrator};
@@ -245,7 +245,8 @@ async fn long_ledgers_are_compared_in_pages_without_gaps() {
     assert!(report.holds(), "{report}");
     assert_eq!((report.pages, report.charges), (3, report.payments));
 
-    // The first and the last payment of each page, and numbers before the first and after the last payment.
+    // The first and the last payment of each page get a second charge. The numbers 0 and `PAYMENTS + 1` have no
+    // payment.
     let page = invariants::PAGE_SIZE;
     let violations = [0, 1, page, page + 1, 2 * page, 2 * page + 1, PAYMENTS, PAYMENTS + 1];
     for number in violations {
@@ -259,7 +260,7 @@ async fn long_ledgers_are_compared_in_pages_without_gaps() {
     sqlx::raw_sql("update payments set amount = 1").execute(&mut connection).await.unwrap();
     let report = invariants::check(url.as_str(), &gateway.url()).await.unwrap();
     assert_eq!(report.violations.len(), invariants::MAX_VIOLATIONS);
-    assert!(report.unreported > report.payments, "{} are counted but not reported", report.unreported);
+    assert!(report.unreported > report.payments, "only {} violations are unreported", report.unreported);
 
     connection.close().await.unwrap();
     gateway.stop().await;

@@ -395,13 +395,7 @@ pub enum GatewayError {
 /// outcome unknown, or if its body is not the expected object.
 async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<Reply<T>, Unknown> {
     let mut response = request.send().await.map_err(from_reqwest)?;
-    let is_inconclusive = response.status().is_server_error()
-        || response.status().is_redirection()
-        || matches!(
-            response.status(),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY
-        );
-    if is_inconclusive {
+    if is_inconclusive(response.status()) {
         return Err(from_status(&response));
     }
     if !response.status().is_success() {
@@ -437,6 +431,16 @@ fn from_reqwest(error: reqwest::Error) -> Unknown {
     }
 }
 
+/// Returns whether a response with this status leaves open whether the request was executed.
+fn is_inconclusive(status: StatusCode) -> bool {
+    status.is_server_error()
+        || status.is_redirection()
+        || matches!(
+            status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY
+        )
+}
+
 fn from_status(response: &reqwest::Response) -> Unknown {
     let header = response.headers().get(header::RETRY_AFTER);
     let retry_after = header.and_then(|value| parse_retry_after(value.to_str().ok()?));
@@ -452,6 +456,28 @@ fn parse_retry_after(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_status_is_conclusive_only_for_a_success_or_a_rejection() {
+        for (status, inconclusive) in [
+            (200, false),
+            (201, false),
+            (302, true),
+            (307, true),
+            (400, false),
+            (402, false),
+            (404, false),
+            (408, true),
+            (409, false),
+            (422, false),
+            (425, true),
+            (429, true),
+            (500, true),
+            (503, true),
+        ] {
+            assert_eq!(is_inconclusive(StatusCode::from_u16(status).unwrap()), inconclusive, "{status}");
+        }
+    }
 
     /// Returns the client of a gateway that is never called.
     fn gateway(max_waiting: usize) -> Gateway {
