@@ -10,8 +10,9 @@
 //! - [`slices`]: the slices, each of which is a submodule. A slice is one capability of the domain, with its rules, SQL
 //!   and routes
 //!
-//! In each slice, `model.rs` has the rules and no I/O, `store.rs` the SQL, and `routes.rs` the HTTP. A slice uses
-//! `platform`, `accounts`, and the items that other slices re-export in their `mod.rs`.
+//! In each slice, the module `model` has rules and no I/O, `store` has SQL, and `routes` has the handlers of HTTP
+//! requests. Larger slices have further modules. A slice uses `platform`, `accounts`, and the items that other slices
+//! re-export in their `mod.rs`.
 pub mod accounts;
 pub mod api;
 pub mod audit_events;

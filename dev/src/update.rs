@@ -2,7 +2,7 @@
 //!
 //! `cargo generate` renders the template twice with the project's answers: at the revision that the project has, and at
 //! the new one. Git applies the difference between the two renderings to the project, so the project's own edits and
-//! renames stay. `docs/decisions` states the alternatives.
+//! renames stay. `docs/decisions/13-updates-by-a-three-way-merge.md` states the alternatives.
 use std::{
     collections::HashSet,
     ffi::OsStr,
@@ -19,7 +19,7 @@ const RECORD: &str = ".template.toml";
 /// Directory of the template's starter files, which a project may have in place of the example.
 const STARTER: &str = "template/starter/";
 
-/// Command that installs the renderer. `README.md` of the template names the same version.
+/// Command that installs the renderer. The template's `README.md` and `docs/template.md` name the same version.
 pub const INSTALL_COMMAND: &str = "cargo install --locked cargo-generate@0.23.8";
 
 /// The reason why an update failed.
@@ -50,7 +50,7 @@ pub enum Error {
 pub enum Merge {
     /// The project has this revision already.
     UpToDate,
-    /// The branch has one additional commit.
+    /// All changes are merged, in one commit on a new branch.
     Clean { branch: String },
     /// The lines in which Git reports the conflicts. The working tree contains conflict markers.
     Conflicts { branch: String, conflicts: Vec<String> },

@@ -18,7 +18,7 @@ use dev::{
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, sleep};
 
-/// Deadline of the first start, which builds the service.
+/// Deadline of a start. The first start builds the service.
 const BUILD_DEADLINE: Duration = Duration::from_mins(20);
 const WAIT_TIMEOUT: Duration = Duration::from_mins(1);
 
@@ -102,7 +102,7 @@ async fn the_environment_starts_prints_commands_and_stops() {
     assert!(output.contains(LAST_LINE) && output.contains("traffic: "), "{output}");
     assert!(status.success(), "{output}");
 
-    // The data persists.
+    // The next start finds the database of the first start.
     let environment = data.cargo_dev(&["--no-traffic"]);
     wait_until_up(&environment).await;
     assert!(!text(&environment).contains("creating the database"));
@@ -123,7 +123,7 @@ async fn after_kill_9_no_process_is_left() {
     let deadline = Instant::now() + WAIT_TIMEOUT;
     for pid in children {
         while is_running(&pid).await {
-            assert!(Instant::now() < deadline, "process {pid} is left");
+            assert!(Instant::now() < deadline, "process {pid} is still running");
             sleep(Duration::from_millis(50)).await;
         }
     }

@@ -228,7 +228,7 @@ async fn an_unusable_configured_server_is_an_error() {
     let output =
         helper("an_unusable_server_is_rejected", |launch| launch.env("DEV_DATABASE_URL", closed)).await;
     assert!(output.contains("DEV_DATABASE_URL is set but unusable: "), "{output}");
-    // `DATABASE_URL` was most likely meant for another purpose, so an unusable one is skipped.
+    // `DATABASE_URL` is often set for another purpose, so an unusable server of `DATABASE_URL` is skipped.
     let output = helper("a_server_responds", |launch| launch.env("DATABASE_URL", closed)).await;
     assert!(output.contains("skipped DATABASE_URL: "), "{output}");
 }

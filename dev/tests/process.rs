@@ -184,6 +184,6 @@ async fn the_exit_of_a_parent_ends_its_children() {
 fn a_parent_that_exits() {
     let child = shell("trap '' HUP; sleep 600");
     println!("left behind: {}", child.pid());
-    // No destructor runs.
+    // `exit` runs no destructor, so only the watchdog can stop the child.
     std::process::exit(0);
 }

@@ -18,7 +18,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-/// Deadline of the first start, which builds the service.
+/// Deadline of a start. The first start builds the service.
 const BUILD_DEADLINE: Duration = Duration::from_mins(20);
 const WAIT_TIMEOUT: Duration = Duration::from_mins(2);
 
@@ -69,7 +69,7 @@ impl Environment {
         (response.status(), response.json().await.unwrap_or_default())
     }
 
-    /// Returns the state of the primary and the standby, or null without a standby.
+    /// Returns the console's state of the database: the nodes and the changes. Returns null without `--standby`.
     async fn database(&self) -> Value {
         let response = self.client.get(format!("{}/api/database", self.console)).send().await.unwrap();
         response.json().await.unwrap()
@@ -201,7 +201,7 @@ async fn a_restore_ends_sessions_and_keeps_the_audit_log_verified() {
     for round in 1..=2 {
         let kept = environment.register(&format!("kept-{round}")).await;
         let token = environment.log_in(&kept).await.unwrap();
-        // The new primary has no base backup from before this failover, so the restore reaches no further back.
+        // A failover discards the earlier base backups, so the restore below cannot go back to before this failover.
         assert_eq!(environment.request("failover").await, StatusCode::ACCEPTED);
         environment.wait_for_changes(2 * round - 1).await;
         let lost = environment.register(&format!("lost-{round}")).await;

@@ -28,9 +28,10 @@ pub const MIN_FLUSH_TIME: Duration = Duration::from_secs(2);
 pub struct ShutdownDeadlines {
     /// Deadline for draining the connections.
     pub connections: Instant,
-    /// Deadline for workers, and for tasks that requests have started.
+    /// Deadline for workers and background tasks.
     pub work: Instant,
-    /// Deadline for everything else, except the flush of telemetry.
+    /// Deadline for everything else: the last audit events and alerts, the operations listener and the database pool.
+    /// The flush of telemetry comes later.
     pub rest: Instant,
 }
 

@@ -1,6 +1,6 @@
 //! Attempts to log in or to change a password, counted for lockouts (NIST SP 800-53 AC-7). Each attempt is counted
-//! before the password is verified. A successful verification removes the attempts of the client's network from the
-//! counts.
+//! before the password is verified. If the password is correct and no limit is exceeded, the attempts of the client's
+//! network are removed from the counts.
 //!
 //! Hashing a password is slow. If attempts were counted after the verification, a hundred parallel attempts could pass
 //! the limit before the first one is counted. Attempts on unknown accounts are counted too, so that a lockout does not
@@ -41,7 +41,7 @@ pub(super) enum AttemptResult {
     /// The attempt is within the limits.
     Allowed,
     /// The attempt exceeds the limit for its network, or the limit for all networks. This attempt fails even with the
-    /// correct password. So do later attempts under the exceeded limit, until the lockout ends.
+    /// correct password. Later attempts to which the exceeded limit applies fail too, until the lockout ends.
     LockedOut {
         /// True for the attempt that began the lockout.
         begins: bool,

@@ -1,5 +1,5 @@
 //! The authentication layer: turns the token of a request into a [`Caller`], and applies the caller's rate limit. The
-//! layer also counts and audits invalid tokens and denied accesses, so that no handler has to.
+//! layer also counts and audits invalid tokens and denied permissions, so that no handler has to.
 use std::sync::Arc;
 
 use axum::{
@@ -25,7 +25,7 @@ use super::{
     sessions,
 };
 
-/// Name of the rate limit for each caller, in the `RateLimit` headers.
+/// Name of the caller's rate limit in the `RateLimit` headers.
 const BY_CALLER: &str = "caller";
 
 /// State of the authentication layer. Cheap to clone.
@@ -48,9 +48,9 @@ impl Authentication {
     }
 }
 
-/// Authenticates the request, applies the caller's rate limit, and audits a denied access. A request without a token
-/// continues without a caller, because some routes are public. A request with an invalid token is rejected on every
-/// route (RFC 6750, section 3.1).
+/// Authenticates the request, applies the caller's rate limit, and counts and audits an invalid token or a denied
+/// permission. A request without a token continues without a caller, because some routes are public. A request with an
+/// invalid token is rejected on every route (RFC 6750, section 3.1).
 pub async fn authenticate(State(layer): State<Authentication>, mut request: Request, next: Next) -> Response {
     let mut rate_limit = None;
     if let Some(token) = bearer_token(request.headers()) {
@@ -83,8 +83,8 @@ pub async fn authenticate(State(layer): State<Authentication>, mut request: Requ
     response
 }
 
-/// Counts and audits a denied access. If the audit event cannot be recorded, the access stays denied, and the failure
-/// is counted and logged.
+/// Counts and audits a denied permission. If the audit event cannot be recorded, the request stays denied, and the
+/// failure is counted and logged.
 async fn record_denial(denials: &Denials, denial: Denial) {
     AUTHORIZATION_DENIALS.with_label_values(&[denial.reason]).inc();
     let event = Event::new(EventType::Authorization, denial.resource, "access", EventResult::Denied)

@@ -1,8 +1,8 @@
 //! Passwords that attackers try first (NIST SP 800-63B-4, section 3.1.1.2), rejected wherever a password is chosen.
 //!
-//! The check looks the password up, and does not estimate its strength. The time of an estimate depends on the
-//! password, so an unauthenticated client could choose the cost of the computation. The check compares the whole
-//! password with each entry, so a password may contain a common password or a name.
+//! The check looks the password up in a list of common passwords, and does not estimate its strength. The time of an
+//! estimate depends on the password, so an unauthenticated client could choose the cost of the computation. The check
+//! compares the whole password with each entry and each name, so a password may contain a common password or a name.
 use passwords::analyzer::is_common_password;
 
 /// Returns whether the password is a common one, or derived from the user's e-mail address or name, or from the name of
@@ -43,7 +43,7 @@ mod tests {
         {
             assert!(is_rejected(common), "{common}");
         }
-        assert!(is_rejected("123456789ABCDe"), "the list has it with these capital letters only");
+        assert!(is_rejected("123456789ABCDe"), "an entry with capital letters must be found");
         for repeated in ["aaaaaaaaaaaa", "abcdefghij", "abcabcabc"] {
             assert!(is_rejected(repeated), "{repeated}");
         }

@@ -73,9 +73,9 @@ impl Accounts {
         Ok(record.ok_or(AccountError::UserNotFound)?.user)
     }
 
-    /// Returns the user of these credentials, and the hash that the password was verified against. The attempt is
-    /// counted before the password is verified. A hash is computed even for an unknown or locked account, so that the
-    /// response time does not reveal the reason of a failure.
+    /// Verifies these credentials, and counts and audits a failure. Returns their user, and the hash that the password
+    /// was verified against. The attempt is counted before the password is verified. A hash is computed even for an
+    /// unknown or locked account, so that the response time does not reveal the reason of a failure.
     async fn verify(
         &self,
         credentials: &Credentials,

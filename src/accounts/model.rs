@@ -33,7 +33,7 @@ pub struct Email(String);
 
 impl Email {
     /// Parses an address (RFC 5321, at most 254 bytes), and removes white space around it. Returns `None` if the text
-    /// has more than an address, such as a display name.
+    /// is not an address, or has more than an address, such as a display name.
     pub fn parse(text: &str) -> Option<Self> {
         let email = text.trim().to_lowercase();
         // JSON strings can contain NUL, and PostgreSQL rejects NUL in text. No address needs a control character.
@@ -54,8 +54,8 @@ impl Email {
 pub struct Password(SecretString);
 
 impl Password {
-    /// Minimum length of a new password in characters, as in NIST SP 800-63B-3. Revision 4 requires 15 characters if
-    /// the password is the only factor.
+    /// Minimum length of a new password in characters, as in NIST SP 800-63B-3. This length does not fulfil revision 4,
+    /// which requires 15 characters if the password is the only factor.
     pub const MIN_CHARACTERS: usize = 8;
     /// Maximum length of a password in characters. Without this limit, the client could choose the time that hashing
     /// takes.
@@ -145,8 +145,8 @@ pub struct Credentials {
 }
 
 impl Validate for Credentials {
-    /// Checks only the maximum length of the password. Every other defect leads to the same 401 as wrong credentials,
-    /// so that the response does not reveal whether the account exists.
+    /// Checks only the maximum length of the password. An invalid e-mail address or a password that is too short leads
+    /// to the same 401 as wrong credentials, so that the response does not reveal whether the account exists.
     fn validate(&self) -> Vec<FieldError> {
         if self.password.is_too_long() {
             return vec![FieldError::new("/password", TOO_LONG)];
@@ -211,7 +211,8 @@ mod tests {
         #[test]
         fn schemas_of_credentials_accept_exactly_the_valid_bodies(
             name in prop_oneof!["[ a\u{0}\u{7f}\u{85}\u{a0}\u{3000}\u{e4}]{0,4}", "[a\u{e4}]{199,202}"],
-            // No common password has these characters, so the blocklist, which no schema describes, rejects none.
+            // The schema does not describe the blocklist. No common password has these characters, so the blocklist
+            // rejects none of the generated passwords.
             password in prop_oneof!["[\u{1f511}\u{1f40e}]{6,10}", "[\u{1f511}\u{1f40e}]{1023,1026}"],
         ) {
             let email = "ada@example.com";

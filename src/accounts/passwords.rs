@@ -70,7 +70,7 @@ impl Passwords {
     /// Returns a hash of the password to store, with a new salt.
     ///
     /// # Errors
-    /// If the hash algorithm fails, or the process is shutting down.
+    /// If the hash algorithm fails, the process is shutting down, or the hashing thread panics.
     pub async fn hash(&self, password: &Password) -> Result<String, PasswordError> {
         let (argon2, password) = (self.argon2.clone(), password.clone());
         run_blocking(&self.registrations, move || {
@@ -80,10 +80,10 @@ impl Passwords {
     }
 
     /// Returns whether the password matches the hash. Without a hash (the user does not exist), the verification takes
-    /// as long and returns `false`.
+    /// the same time and returns `false`.
     ///
     /// # Errors
-    /// If the stored hash cannot be parsed, or the process is shutting down.
+    /// If the stored hash cannot be parsed, the process is shutting down, or the hashing thread panics.
     pub(super) async fn verify(
         &self,
         password: &Password,
@@ -183,6 +183,6 @@ mod tests {
         assert_eq!([permits(1, 19_456), permits(2, 19_456), permits(8, 19_456)], [1, 1, 4]);
         assert_eq!(permits(64, 19_456), 6, "six permits for logins and six for registrations use 228 MiB");
         assert_eq!(permits(64, 64), 32);
-        assert_eq!(permits(64, 1024 * 1024), 1, "at least one permit");
+        assert_eq!(permits(64, 1024 * 1024), 1, "there must be at least one permit");
     }
 }

@@ -18,8 +18,7 @@ pub enum Role {
     /// Reads the audit log, and no records of customers.
     Auditor,
     /// Administers the service, and reads the records of every customer and the audit log. The extractors [`Customer`]
-    /// and [`CustomerOrSupport`] reject an admin, so an admin can act neither as a customer nor on behalf of a
-    /// customer.
+    /// and [`CustomerOrSupport`] reject an admin.
     Admin,
 }
 
@@ -67,9 +66,9 @@ impl OwnerOrStaff {
         (self.0.role == Role::Customer.as_str()).then_some(self.0.user_id)
     }
 
-    /// Records an audit event if the caller is staff. `ids` are the records of customers that the caller reads, and
-    /// `resource` is their table. A customer's read of their own records is not audited. Handlers call this function
-    /// before they respond, so that staff sees no record without an audit event.
+    /// Records an audit event if the caller is staff. `ids` are the ids of the customers' records that the caller
+    /// reads, and `resource` is the table of these records. A customer's read of their own records is not audited.
+    /// Handlers call this function before they respond, so that staff sees no record without an audit event.
     ///
     /// # Errors
     /// If the event cannot be recorded. The handler must then return the error instead of the records.

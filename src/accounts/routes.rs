@@ -38,7 +38,7 @@ pub fn routes() -> OpenApiRouter<Accounts> {
     responses(
         (
             status = 201, description = "The registered user", body = User,
-            headers(("location" = String, description = "The user, once logged in")),
+            headers(("location" = String, description = "Path of the user, which can be read after a login")),
             links(("log_in" = (
                 operation_id = "log_in",
                 request_body = json!({ "email": "{$request.body#/email}", "password": "{$request.body#/password}" }),

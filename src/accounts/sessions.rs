@@ -203,7 +203,8 @@ pub async fn sweep(database: &Database) -> Result<u64, sqlx::Error> {
     let mut events = Vec::with_capacity(expired.len());
     for session in &expired {
         let event = Event::new(EventType::Authentication, "sessions", "expire", EventResult::Success);
-        // A newer release may have added a role. Its sessions must not keep this release from deleting the others.
+        // A newer release may have added a role. Sessions of users with that role must not prevent the deletion of
+        // the other expired sessions.
         let role = Role::parse(&session.role).map_or("unknown", Role::as_str);
         events.push(event.by(session.user_id, role).records([session.id]));
     }

@@ -20,9 +20,9 @@ platform::groups! {
         "ARGON2_PARALLELISM" argon2_parallelism: NonZeroU32 = positive, default("1");
         /// Maximum number of concurrent password hashes for logins, and as many for registrations. Unset: half of the cores for each, with at most 256 MiB of memory together.
         "PASSWORD_HASHING_CONCURRENCY" password_hashing_concurrency: NonZeroU32 = positive, optional;
-        /// Logins and registrations per minute of one address. 0 is off.
+        /// Logins, registrations and password changes per minute of one address. 0 is off.
         "LOGIN_RATE_PER_ADDRESS_PER_MINUTE" login_rate: u32 = rate, default("30");
-        /// Failed logins of one account from one address before that address is locked out (NIST AC-7).
+        /// Failed logins and password changes of one account from one address, before that address is locked out of the account (NIST AC-7).
         "LOGIN_ATTEMPTS_BEFORE_LOCKOUT" attempts_before_lockout: NonZeroU32 = positive, default("5");
         /// Duration of a lockout, in seconds.
         "LOCKOUT_SECONDS" lockout: Duration = positive_seconds, default("900");

@@ -37,7 +37,7 @@ pub(super) fn around(
             .option_layer(limits::cors(&settings.cors_allowed_origins))
             // Inside of the telemetry, so that a panic is recorded as a response with status 500.
             .layer(CatchPanicLayer::custom(problem::from_panic))
-            // Rejects a missing or ambiguous host, which a proxy and the service could read differently.
+            // Rejects a missing, repeated or invalid `Host` header, because two proxies could read it differently.
             .layer(middleware::from_fn(host::require_host))
             // Before any expensive layer, so that an overloaded service responds at once.
             .layer(middleware::from_fn_with_state(in_flight, limits::shed))
@@ -53,7 +53,7 @@ pub(super) fn around(
             .layer(middleware::from_fn_with_state(body_limit, limits::body_limit))
             // Before authentication, so that the limit also protects the lookup of the session.
             .layer(middleware::from_fn_with_state(by_address, limits::limit_by_address))
-            // Last: authentication, the rate limit of the caller and, after the handler, the audit of denied accesses.
+            // Last: authentication, the rate limit of the caller and, after the handler, the audit of denied permissions.
             .layer(middleware::from_fn_with_state(authentication, accounts::authenticate)),
     )
 }

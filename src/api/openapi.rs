@@ -137,8 +137,8 @@ fn problem(description: &str) -> Response {
     ResponseBuilder::new().description(description).content(MEDIA_TYPE, content).build()
 }
 
-/// Headers that a response of any status can have. The `ratelimit` headers are absent if no limit is enabled, or if an
-/// outer layer rejects the request.
+/// Headers that a response of any status can have. The `ratelimit` headers are absent if no limit is enabled, or if a
+/// layer outside of the rate limits rejects the request.
 const COMMON_HEADERS: [&str; 7] = [
     "cache-control",
     "content-security-policy",

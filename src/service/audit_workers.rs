@@ -1,4 +1,4 @@
-//! The workers of the audit log, and the audit events of changes of the log filter.
+//! The workers of the audit log, and the audit events of changes and rejected changes of the log filter.
 use std::time::Duration;
 
 use platform::{

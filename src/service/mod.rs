@@ -4,8 +4,10 @@
 //! the end, [`serve`] stops these parts. The shutdown ends requests and workers first, then the parts that they use,
 //! and the telemetry last. The longer parts of the wiring have their own modules:
 //!
-//! - `startup`: the migrations and checks of the database before the service accepts requests, and its health checks
-//! - `audit_workers`: the workers of the audit log, and the audit events of changes of the log filter
+//! - `startup`: the migrations and checks of the database before the service accepts requests, and the health checks of
+//!   the database
+//! - `audit_workers`: the workers of the audit log, and the audit events of changes and rejected changes of the log
+//!   filter
 mod audit_workers;
 mod startup;
 

@@ -35,8 +35,9 @@ pub(super) async fn open(config: &Config) -> Result<Database, ServeError> {
     Ok(database)
 }
 
-/// Repeats a step of the start while the database is unavailable. [`Database::connect`] itself waits for the first
-/// connection. Without these retries, a restart of the database after the first connection would end the process.
+/// Repeats a step of the start while the database is unavailable. [`migrations::migrate`] and [`Database::connect`]
+/// themselves wait for their first connection. Without these retries, a restart of the database after the first
+/// connection would end the process.
 ///
 /// # Errors
 /// If the database is still unavailable at the deadline, or the step fails for another reason.

@@ -106,7 +106,7 @@ pub struct Slices {
 }
 
 impl Slices {
-    /// Creates the state of the slices. At most `max_waiting` requests wait for another service at once.
+    /// Creates the state of the slices. At most `max_waiting` requests wait for another service at the same time.
     ///
     /// # Errors
     /// If a slice cannot work with its settings.

@@ -113,7 +113,7 @@ impl Output {
         Arc::new(Self { state: Mutex::new(state), changes: watch::Sender::new(()), resumed: Condvar::new() })
     }
 
-    /// Reads the stream to its end on a separate thread.
+    /// Reads the stream on a separate thread, until the stream ends or [`Output::close`] is called.
     pub(super) fn read(self: &Arc<Self>, stream: Stream, source: impl Read + Send + 'static) {
         lock(&self.state).streams_open += 1;
         let output = Arc::clone(self);
@@ -134,7 +134,8 @@ impl Output {
         });
     }
 
-    /// Returns whether reading continues. Waits while the reader is stalled.
+    /// Returns whether the thread reads further lines of the stream. For standard output, waits while the reader is
+    /// stalled. For standard error, always returns true.
     fn continues_reading(&self, stream: Stream) -> bool {
         let mut state = lock(&self.state);
         while stream == Stream::Stdout && state.reader == ReaderState::Stalled {
@@ -188,7 +189,8 @@ impl Output {
         state.recent.iter().skip(state.recent.len().saturating_sub(count)).cloned().collect()
     }
 
-    /// Waits until both streams have ended. The deadline is necessary, because a grandchild may keep a stream open.
+    /// Waits until both streams have ended, at most until the deadline. The deadline is necessary, because a grandchild
+    /// may keep a stream open.
     pub(super) async fn wait_until_drained(&self, deadline: Duration) {
         let mut changes = self.changes.subscribe();
         timeout(deadline, changes.wait_for(|()| lock(&self.state).streams_open == 0)).await.ok();

@@ -14,7 +14,8 @@ use std::{
 
 use super::lock;
 
-/// The method by which the watchdog stops a process. [`Child`](super::Child) selects its signals by the method, too.
+/// The method by which the watchdog stops a process. The method also determines the signals with which
+/// [`Child`](super::Child) kills the process, for example in its destructor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopMethod {
     /// Sends SIGTERM to the process group, and SIGKILL after five seconds.
@@ -52,7 +53,8 @@ impl Watchdog {
             // the watchdog must not inherit the output.
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // Ctrl-C signals the foreground process group, and would end the watchdog too early.
+            // Ctrl-\ and Ctrl-Z signal the foreground process group. The script does not ignore these signals, so they
+            // would end or suspend the watchdog.
             .process_group(0)
             .spawn()?;
         let pipe = shell.stdin.take().ok_or_else(|| io::Error::other("the watchdog has no input"))?;

@@ -1,9 +1,9 @@
 //! A TCP proxy between two parts of the system. The proxy cuts, slows, stalls or redirects connections, and counts
 //! bytes and round trips.
 //!
-//! A server can fail in three ways, and its clients must survive each. The server closes all connections (a restart),
-//! it stops responding (a lock-up, a lost route), or another host takes over its address. With several servers the
-//! proxy is also a load balancer: each connection goes to the next server that accepts it.
+//! The proxy simulates three failures of a server. The server closes all connections (a restart), it stops responding
+//! (a lock-up, a lost route), or another host takes over its address. With several servers the proxy is also a load
+//! balancer: each connection goes to the next server that accepts it.
 mod round_trips;
 
 use std::{
@@ -37,7 +37,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 enum Flow {
     /// Passes all data, each piece after this delay.
     Flowing(Duration),
-    /// Holds all data back, while connections stay open.
+    /// Holds all data back. Connections stay open, even if the server closes them.
     Frozen,
     /// Closes every connection.
     Cut,
@@ -106,7 +106,7 @@ impl TcpProxy {
         url
     }
 
-    /// Holds back all data in both directions, while connections stay open.
+    /// Holds back all data in both directions. Connections stay open, even if the server closes them.
     pub fn freeze(&self) {
         self.set(Flow::Frozen);
     }
@@ -131,7 +131,8 @@ impl TcpProxy {
         self.set(UNDELAYED);
     }
 
-    /// Simulates the loss of the server's host: new connections work, and old connections never receive data again.
+    /// Simulates the loss of the server's host: new connections work, and old connections never receive data again. No
+    /// later call affects the old connections.
     pub fn replace_host(&self) {
         let old = self.replace();
         old.send_replace(Flow::Frozen);
@@ -206,7 +207,7 @@ async fn accept(listener: TcpListener, state: Arc<ProxyState>) {
 }
 
 async fn connect(client: TcpStream, state: Arc<ProxyState>, mut flow: watch::Receiver<Flow>) {
-    // A frozen proxy does not respond to a new connection either, even if its server has ended.
+    // While the proxy is frozen, a new connection stays open without data, even if the server has ended.
     if flow.wait_for(|flow| *flow != Flow::Frozen).await.is_err() {
         return;
     }

@@ -73,7 +73,8 @@ impl CustomerPool {
     }
 
     /// Returns a customer who must register or log in, and marks the customer as logging in. Returns `None` until
-    /// [`LOGIN_INTERVAL`] has passed, or if every customer is logged in or logging in.
+    /// [`LOGIN_INTERVAL`] has passed since the last registration or login. Also returns `None` if every customer is
+    /// logged in or logging in.
     fn reserve_next_login(&self) -> Option<&Mutex<Customer>> {
         let mut next_login = lock(&self.next_login);
         if Instant::now() < *next_login {

@@ -1,4 +1,5 @@
-//! The API contract of all responses. Each check returns the first violated rule, if any.
+//! Checks of the rules of the API contract that apply to all resources, and readers of JSON fields. Each check returns
+//! the first violated rule, if any.
 use serde_json::Value;
 
 use super::api::ApiResponse;

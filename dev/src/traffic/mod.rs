@@ -10,7 +10,7 @@
 //!
 //! - [`api`]: one request and its response
 //! - [`customer`]: the state of a customer
-//! - [`expectations`]: the API contract of every response
+//! - [`expectations`]: checks of the rules of the API contract that apply to all resources
 //! - [`request`]: one request of one customer: sending it, and counting the response
 //! - [`login`]: registration and login
 //! - [`customers`]: all customers, and the selection of the next one

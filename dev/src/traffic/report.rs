@@ -16,7 +16,7 @@ const MAX_BODY_CHARACTERS: usize = 400;
 pub struct Report {
     /// Requests that were sent.
     pub requests: u64,
-    /// Registered customers.
+    /// Successful registrations, including repeated registrations of a customer whose account was lost.
     pub customers: u64,
     /// Results of the customers' actions.
     pub counts: Counts,
@@ -56,7 +56,7 @@ impl fmt::Display for UnexpectedResponse {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            "{} {} responded with {}: {} ({}) {}",
+            "{} {} responded with {}; violated rule: {} ({}) {}",
             self.method, self.path, self.status, self.violation, self.correlation_id, self.body
         )
     }

@@ -43,7 +43,7 @@ impl<'a> ApiRequest<'a> {
 
     /// Sends a call. Counts the request, and every outcome except an expected response. `expected` checks the response
     /// against the API contract. `expected` is not called without a response, for a response without the correlation
-    /// id, and for a 429, 503 or 504 that is counted as busy.
+    /// id, and for a status of a busy service (429, 503, or a 504 that the API contract allows for this call).
     pub(crate) async fn send(
         &self,
         call: &Call,
@@ -119,7 +119,7 @@ fn is_busy_response(call: &Call, response: &ApiResponse) -> bool {
 fn is_retryable_rejection(response: &ApiResponse) -> CheckResult {
     check_rejection(response, response.status)?;
     check(
-        "a retryable rejection has Retry-After",
+        "a 429 or 503 has Retry-After",
         response.status == 504 || response.header("retry-after").is_some(),
     )
 }

@@ -74,8 +74,9 @@ async fn scrape(headers: HeaderMap) -> Result<Response, Problem> {
     Ok(([(header::CONTENT_TYPE, media_type)], text).into_response())
 }
 
-/// Runs each request in a correlation context, as the API listener does. Logs the request at debug level, because
-/// probes and scrapes arrive every few seconds. These requests are in no metric and no trace.
+/// Runs each request in a correlation context, and adds the correlation id to the response, as the API listener does.
+/// Logs the request at debug level, because probes and scrapes arrive every few seconds. The metrics of HTTP requests
+/// and the traces do not include these requests.
 async fn add_context(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let sent = request.headers().get(CORRELATION_HEADER).and_then(|value| value.to_str().ok());

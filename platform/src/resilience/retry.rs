@@ -1,8 +1,8 @@
 //! Retries: the backoff between them, and the budget that limits them.
 //!
 //! Two rules keep retries from making an outage worse. Callers that failed together must not retry together, so
-//! [`Backoff`] randomizes each pause. And if a dependency fails every call, its load must not multiply, so a
-//! [`Budget`] allows retries for only a fraction of calls. The caller decides whether a call *may* be retried at all.
+//! [`Backoff`] randomizes each pause. And if a dependency fails every call, its load must not multiply, so a [`Budget`]
+//! allows retries for only a fraction of calls. The caller decides which calls are safe to retry.
 use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,

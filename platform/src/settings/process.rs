@@ -25,7 +25,7 @@ impl Environment {
         }
     }
 
-    /// Returns `true` for staging and production, where insecure settings are rejected.
+    /// Returns `true` for staging and production, where insecure settings are rejected or cause a warning.
     pub fn is_production_like(self) -> bool {
         matches!(self, Self::Staging | Self::Production)
     }

@@ -14,7 +14,7 @@ pub struct Setting {
     pub default: Option<&'static str>,
     /// `true` if the service does not start without it.
     pub required: bool,
-    /// `true` if the value is never printed and has no flag.
+    /// `true` if the value is never printed, and the command line has no flag for the setting.
     pub secret: bool,
     /// `true` if the command line has a flag for it.
     pub has_flag: bool,
@@ -36,14 +36,14 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Creates a reader of `source`, which returns the text of a setting by its name. An empty value counts as unset,
+    /// Creates a reader of `source`, which returns the text of a setting by its name. A blank value counts as unset,
     /// because shells and compose files pass a variable without a value as an empty one.
     pub fn new(source: impl Fn(&str) -> Option<String> + 'static) -> Self {
         let source = Box::new(move |name: &str| source(name).filter(|value| !value.trim().is_empty()));
         Self { source, mistakes: BTreeMap::new() }
     }
 
-    /// Returns the effective value as text, or the default if the setting is unset.
+    /// Returns the text of a setting, or its default if the setting is unset.
     pub fn effective(&self, setting: &Setting) -> Option<String> {
         (self.source)(setting.name).or_else(|| setting.default.map(str::to_owned))
     }

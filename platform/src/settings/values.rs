@@ -45,7 +45,7 @@ fn bounded<T: PartialOrd + Display + Copy>(number: T, max: T) -> Result<T, Strin
 }
 
 /// Parses a number of requests per second or per minute, at most a million. A limiter stores the time per request in
-/// whole nanoseconds. For more than a billion requests per second, this time would be zero.
+/// whole nanoseconds. This time would be zero for more than a billion requests per second, far above the maximum.
 pub fn rate(text: &str) -> Result<u32, String> {
     bounded(count(text)?, 1_000_000)
 }

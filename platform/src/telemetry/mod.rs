@@ -34,7 +34,7 @@ use crate::{build_info::BuildInfo, settings::Process};
 /// The error when telemetry cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
-    /// The filter is invalid.
+    /// The log filter is invalid.
     #[error("RUST_LOG is not a log filter: {0}")]
     Filter(String),
     /// The log sinks cannot be opened, or the export of log records cannot be set up.
@@ -126,7 +126,7 @@ fn callsite_interest(metadata: &Metadata<'_>) -> Interest {
 }
 
 /// Returns whether metadata becomes a span or a span event. Spans need at least the level `info`, and events at least
-/// `warn`. The exporters' own spans and events are excluded.
+/// `warn`. Spans and events of the libraries that the export uses are excluded.
 fn is_traced(metadata: &Metadata<'_>) -> bool {
     let level = if metadata.is_span() { Level::INFO } else { Level::WARN };
     *metadata.level() <= level && !otlp::is_export_target(metadata.target())
@@ -141,9 +141,9 @@ impl Telemetry {
     /// Exports the remaining spans and log records, and writes the remaining log lines, until about `deadline`. Later
     /// lines are lost, so callers must call this function last.
     ///
-    /// Both exports run concurrently. Each gets the whole time, except the time that is reserved for writing log lines.
-    /// Spans and records that the collector has not accepted by then are lost. They are counted, and their numbers are
-    /// logged.
+    /// Both exports run concurrently. Each gets the time until `deadline` without `WRITE_TIMEOUT`, but at least half of
+    /// that time. Spans and records that the collector has not accepted by then are lost. They are counted, and their
+    /// numbers are logged.
     pub async fn flush(self, deadline: Instant) {
         /// Maximum time for the threads that write log lines.
         const WRITE_TIMEOUT: Duration = Duration::from_millis(1_200);

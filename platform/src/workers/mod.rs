@@ -1,10 +1,11 @@
-//! Background work: workers, and tasks that requests start.
+//! Background work: workers, and tasks that requests or workers start.
 //!
 //! [`Workers`] run a unit of work at an interval, as long as the process runs. If a unit fails or panics, the failure
-//! is logged, and the worker tries again after a pause. Shutdown stops workers between two units.
+//! is logged, and the worker tries again after a pause. Shutdown stops workers between two units. A unit that still
+//! runs at the deadline is aborted.
 //!
-//! [`BackgroundTasks`] are started by requests, and must finish even if the client disconnects. Shutdown waits for
-//! them, too.
+//! [`BackgroundTasks`] must finish even if the request or the unit that started them ends first. Shutdown waits for
+//! them until the same deadline.
 mod background_tasks;
 
 use std::{

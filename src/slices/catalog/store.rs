@@ -78,8 +78,8 @@ pub(super) async fn create(database: &Database, new: NewProduct) -> Result<Produ
     })
 }
 
-/// Changes a product, and records an audit event with its price and its state (`active`) before and after the change.
-/// Returns `None` if there is no such product.
+/// Changes a product, and records an audit event. The event has the product's price and its state (`active`) before and
+/// after the change. Returns `None` if there is no such product.
 pub(super) async fn change(
     database: &Database,
     id: Uuid,

@@ -10,7 +10,8 @@ pub enum OrderError {
     /// The products of the basket have several currencies.
     #[error("the products have several currencies")]
     SeveralCurrencies,
-    /// The catalog changed during the request. A retry can succeed, because the basket can be ordered now.
+    /// The order was not placed, but the later search for the reason found that all of its products can be ordered.
+    /// The catalog changed in between, so a retry can succeed.
     #[error("the catalog changed during the request")]
     CatalogChanged,
     /// There is no such order, or it belongs to another customer.

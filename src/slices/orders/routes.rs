@@ -118,7 +118,7 @@ async fn show_order(
 }
 
 /// Cancel an order
-/// Rejected if the order is paid or a payment is in progress.
+/// Rejected if the order is paid or already cancelled, or a payment is in progress.
 #[utoipa::path(
     post, path = "/v1/orders/{id}/cancel", tag = "orders", params(("id" = Uuid, Path, description = "The order's id")),
     security(("session" = ["customer", "support"])),

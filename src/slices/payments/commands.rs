@@ -167,7 +167,7 @@ pub async fn compare_since(
     since: DateTime<Utc>,
     mut on_line: impl FnMut(String),
 ) -> Result<usize, Box<dyn std::error::Error + Send + Sync>> {
-    // The command sends no alerts: it stores each alert with its discrepancy, and the running service sends the alert.
+    // A command sends no alerts: it stores each alert with its discrepancy, and the running service sends the alert.
     let payments =
         Payments::start(settings, database, &Alerts::without_receivers(), &BackgroundTasks::new(), 1)?;
     let summary = payments.reconcile(since, |finding| on_line(describe(finding))).await;

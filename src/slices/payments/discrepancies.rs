@@ -8,7 +8,7 @@
 //!
 //! A discrepancy is open, and counted in `payment_discrepancies_open`, until an operator closes it with a reason. A
 //! discrepancy because of an unknown outcome is the exception: `payments_parked` counts the payment or refund instead,
-//! and its settlement closes the discrepancy.
+//! and the settlement of that payment or refund closes the discrepancy.
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -286,9 +286,10 @@ async fn mark_alert_accepted(database: &Database, id: Uuid) -> Result<(), sqlx::
 pub struct OpenDiscrepancy {
     /// The discrepancy's id.
     pub id: Uuid,
-    /// `payments` or `refunds`.
+    /// The record's table: `payments` or `refunds`.
     pub resource: String,
-    /// The id of the payment or refund, or the gateway's reference.
+    /// The record's id, or the gateway's reference if no record has that reference. `None` if the gateway's report has
+    /// no readable reference.
     pub record_id: Option<Uuid>,
     /// Kind of the discrepancy.
     pub what: String,

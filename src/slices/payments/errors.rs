@@ -85,8 +85,8 @@ pub enum PaymentError {
 }
 
 impl PaymentError {
-    /// Returns whether the error is a failure of the service or the database, and not a rejection of the request. A
-    /// panic is not included, because the panic hook logs it.
+    /// Returns whether the error is a failure of the service or the database, which the caller must log. A panic is not
+    /// included, because the panic hook logs it.
     pub fn is_failure(&self) -> bool {
         matches!(
             self,

@@ -1,4 +1,5 @@
-//! Registration, login, logout, sessions, password changes, and the commands `user create` and `user end-sessions`.
+//! Registration, login, logout, sessions, password changes, the rules and hashes of passwords, and the commands
+//! `user create` and `user end-sessions`.
 mod lockout;
 pub(crate) mod permissions;
 
@@ -27,7 +28,7 @@ async fn a_user_registers_logs_in_and_reads_their_account() {
     let service = service().await;
     let registered = register(&service, "Grace@Example.com", PASSWORD).await.assert_status(201);
     let user = registered.json();
-    assert_eq!(user["email"], "grace@example.com", "the address is stored in lower case");
+    assert_eq!(user["email"], "grace@example.com", "the address must be stored in lower case");
     assert_eq!((&user["name"], &user["role"]), (&json!("Grace Hopper"), &json!("customer")));
     assert_eq!(registered.header("location"), Some("/v1/me"));
 
@@ -35,7 +36,7 @@ async fn a_user_registers_logs_in_and_reads_their_account() {
     assert_eq!(session["user"], user);
     let expires_at: chrono::DateTime<chrono::Utc> = session["expires_at"].as_str().unwrap().parse().unwrap();
     let minutes = (expires_at - chrono::Utc::now()).num_minutes();
-    assert!((715..=720).contains(&minutes), "a session lasts twelve hours, not {minutes} minutes");
+    assert!((715..=720).contains(&minutes), "a session must last twelve hours, not {minutes} minutes");
 
     let me = service
         .anonymous()
@@ -193,7 +194,7 @@ async fn a_login_during_a_password_change_starts_no_session() {
     assert_eq!(
         service.database().number("select count(*) from sessions").await,
         1,
-        "no session but the customer's own exists"
+        "only the customer's earlier session must exist"
     );
 }
 
@@ -250,8 +251,8 @@ async fn as_many_passwords_are_hashed_at_once_as_the_setting_allows() {
         }
         service.peak_memory() - peak_of_one
     };
-    assert!(peak("1").await < HASH_BYTES / 2, "passwords are hashed one at a time");
-    assert!(peak("4").await > HASH_BYTES, "several passwords are hashed at once");
+    assert!(peak("1").await < HASH_BYTES / 2, "passwords must be hashed one at a time");
+    assert!(peak("4").await > HASH_BYTES, "several passwords must be hashed at the same time");
 }
 
 #[tokio::test]
@@ -281,13 +282,13 @@ async fn an_outdated_hash_is_replaced_at_the_next_login() {
     let _wrong = log_in(&service, &customer.email, WRONG).await.assert_status(401);
     assert!(
         hash().await.contains("$m=128,t=2,p=1$"),
-        "only a login with the valid password replaces the hash"
+        "a login with a wrong password must not replace the hash"
     );
     let _known = log_in(&service, &customer.email, PASSWORD).await.assert_status(201);
     let renewed = hash().await;
     assert!(renewed.contains("$m=64,t=1,p=1$"), "{renewed}");
     let _still_known = log_in(&service, &customer.email, PASSWORD).await.assert_status(201);
-    assert_eq!(hash().await, renewed, "the hash is replaced once");
+    assert_eq!(hash().await, renewed, "the hash must be replaced only once");
     assert_eq!(service.audit_events("action = 'renew_password_hash'").await.len(), 1);
 }
 
@@ -329,7 +330,7 @@ async fn a_password_change_ends_every_session() {
     assert_eq!(
         (revoked.len(), &revoked[0]["metadata"]["record_count"]),
         (1, &json!(2)),
-        "one event counts both sessions"
+        "one event must count both sessions"
     );
     let changes = service.audit_events("action = 'change_password'").await;
     assert_eq!(changes.len(), 1);
@@ -410,7 +411,7 @@ async fn an_invalid_token_is_rejected_even_on_public_routes() {
     let audited = service.audit_events("metadata ->> 'reason' = 'bad_token'").await;
     assert_eq!(audited.len(), 4);
     assert!(audited.iter().all(|event| event["result"] == "failure" && event["ip_address"] == "127.0.0.1"));
-    assert!(!json!(audited).to_string().contains("AAAAAAAA"), "the audit log does not contain the token");
+    assert!(!json!(audited).to_string().contains("AAAAAAAA"), "the audit log must not contain the token");
     for credentials in ["Basic Z3JhY2U6aG9wcGVy", "Bearer", "Bearer ", ""] {
         let rejected = service.anonymous().get("/v1/me").header("authorization", credentials).await;
         assert_eq!(rejected.status, 401, "{credentials:?}: {rejected}");
@@ -434,11 +435,11 @@ async fn no_token_or_password_is_stored() {
         everything.extend(rows.iter().map(Value::to_string));
     }
     everything.extend(service.logs().iter().map(Value::to_string));
-    assert!(everything.contains(&customer.id.to_string()), "the texts have the customer's rows");
+    assert!(everything.contains(&customer.id.to_string()), "the texts must contain the customer's rows");
     for secret in [customer.token.as_str(), PASSWORD, WRONG] {
         assert!(!everything.contains(secret), "{secret}");
     }
-    assert!(everything.contains("$argon2id$"), "passwords are hashed");
+    assert!(everything.contains("$argon2id$"), "passwords must be stored as Argon2id hashes");
 }
 
 #[tokio::test]
@@ -456,7 +457,7 @@ async fn user_end_sessions_ends_every_session_of_one_user() {
     let _new_session = service.log_in(&victim.email).await.get("/v1/me").await.assert_status(200);
     let recorded = "select metadata from audit_events where action = 'end_all'";
     let recorded = service.database().rows(recorded).await;
-    let [event] = &recorded[..] else { panic!("one event is recorded: {recorded:?}") };
+    let [event] = &recorded[..] else { panic!("one event must be recorded: {recorded:?}") };
     let expected = json!({ "user_id": victim.id, "reason": "stolen laptop", "record_count": 2 });
     for (key, value) in expected.as_object().unwrap() {
         assert_eq!(&event["metadata"][key], value);

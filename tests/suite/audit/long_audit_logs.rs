@@ -48,7 +48,7 @@ fn verify(service: &Service) -> (u64, Duration) {
         std::thread::sleep(Duration::from_millis(2));
     };
     assert!(status.success(), "{status}");
-    assert!(peak > 0, "the memory of the process was measured");
+    assert!(peak > 0, "the memory of the process must be measured");
     (peak, started.elapsed())
 }
 

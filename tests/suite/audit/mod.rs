@@ -1,6 +1,6 @@
 //! The audit log: an operation fails if its event cannot be recorded, auditors can read the log, and their reads are
-//! audited. Its queries use indexes and reject invalid values. Its functions and rights do not let the service change
-//! events.
+//! audited. The routes reject invalid query parameters, and the SQL statements use indexes and partitions. Neither the
+//! SQL functions nor the rights let the service change events.
 mod long_audit_logs;
 mod restore;
 pub(crate) mod retention;
@@ -137,7 +137,7 @@ async fn the_audit_log_filters_and_pages_without_gaps() {
         assert_eq!(
             expected.is_empty(),
             condition == "false",
-            "only the condition `false` selects no event: {query}"
+            "only the condition `false` must select no event: {query}"
         );
     }
     for query in
@@ -199,7 +199,7 @@ async fn reading_and_sealing_use_the_indexes_of_the_audit_log() {
         }
         assert!(
             plan.to_string().contains(&this_month),
-            "the plan reads the partition of this month: {plan:#}"
+            "the plan must read the partition of this month: {plan:#}"
         );
     }
 }
@@ -312,7 +312,7 @@ async fn no_query_value_causes_an_internal_error() {
     for (method, path, operation) in crate::http::openapi::operations() {
         let parameters = operation.get("parameters").and_then(Value::as_array).cloned().unwrap_or_default();
         for parameter in parameters.iter().filter(|parameter| parameter["in"] == "query") {
-            assert_eq!(method, "GET", "only GET has query parameters: {path}");
+            assert_eq!(method, "GET", "only GET must have query parameters: {path}");
             for value in hostile {
                 let query = format!("{path}?{}={value}", parameter["name"].as_str().unwrap());
                 let response = admin.get(&query).await;
@@ -361,7 +361,7 @@ async fn functions_set_their_search_path_and_are_not_public() {
         }
         assert_eq!(
             function["public"], false,
-            "{name}: grant execute to app_runtime if the service calls it, and to no other role"
+            "{name}: revoke execute from public, and grant it only to app_runtime if the service calls the function"
         );
         // With `standard_conforming_strings = off`, a backslash starts an escape sequence, which would change the
         // function.

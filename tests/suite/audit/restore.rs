@@ -102,7 +102,7 @@ async fn the_steps_of_the_restore_runbook_give_a_verified_log() {
     }
     service.customer().await;
     let head = wait_until_head_is_logged(&service).await;
-    assert!(head > kept + 1, "a new seal does not reuse the number of a lost one");
+    assert!(head > kept + 1, "the service must add a seal after the seal of `after-restore`");
     let both = scratch.write("both.jsonl", &(log + &log_lines(&service)));
     let verified = verify(&service, &["--heads", &both]).await.succeeded();
     assert!(verified.contains(&gap), "{verified}");
@@ -131,7 +131,11 @@ async fn the_steps_of_the_restore_runbook_give_a_verified_log() {
              select event_id, 999, sha256('') from audit_restores",
         )
         .await;
-    assert_eq!(verify(&service, &["--heads", &both]).await.code(), Some(1), "the list was changed");
+    assert_eq!(
+        verify(&service, &["--heads", &both]).await.code(),
+        Some(1),
+        "verification must reject the changed list"
+    );
 }
 
 #[tokio::test]

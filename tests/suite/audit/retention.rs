@@ -57,7 +57,7 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
     assert_eq!(
         count_old_partitions(&service).await,
         1,
-        "only February is exported, so the partition of March remains"
+        "the partition of March must remain, because only February is exported"
     );
     let exports = service.audit_events("action = 'export'").await;
     assert_eq!(exports.len(), 1);
@@ -73,7 +73,12 @@ async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
     let named = format!("missing, and in an export that was not given (SHA-256 {hash})");
     assert!(found.stderr.contains(&named), "{}", found.stderr);
     let again = export(&service, "2021-03-01", &scratch.path("again.jsonl.gz")).await;
-    assert_eq!(again.code(), Some(1), "nothing is left to export: {}", again.stdout);
+    assert_eq!(
+        again.code(),
+        Some(1),
+        "a repeated export must fail, because nothing is left to export: {}",
+        again.stdout
+    );
 
     // The second export starts where the first ends.
     let march = scratch.path("2021-03.jsonl.gz");
@@ -116,11 +121,11 @@ async fn verification_rejects_a_changed_export() {
     assert_eq!(rejected.code(), Some(2), "{}", rejected.stderr);
     assert!(
         !export(&service, &tomorrow, &file).await.succeeded().contains("dropped"),
-        "the partition is too recent"
+        "the partition must not be dropped before its retention ends"
     );
     verify(&service, &["--export", &file]).await.succeeded();
     let over = export(&service, &tomorrow, &file).await;
-    assert_eq!(over.code(), Some(1), "an export is never overwritten");
+    assert_eq!(over.code(), Some(1), "an export must never be overwritten");
 
     let mut text = String::new();
     GzDecoder::new(std::fs::File::open(&file).unwrap()).read_to_string(&mut text).unwrap();
@@ -150,7 +155,11 @@ async fn verification_rejects_a_changed_export() {
         }
     }
     std::fs::write(&file, &std::fs::read(&file).unwrap()[..100]).unwrap();
-    assert_eq!(verify(&service, &["--export", &file]).await.code(), Some(1), "a truncated file");
+    assert_eq!(
+        verify(&service, &["--export", &file]).await.code(),
+        Some(1),
+        "a truncated file must be rejected"
+    );
 }
 
 #[tokio::test]
@@ -231,7 +240,7 @@ async fn audited_writes_continue_while_an_export_waits() {
             .database()
             .number("select count(*) from pg_class where relname = 'audit_events_2021_02'")
             .await;
-        assert_eq!(left, 1, "the partition is not dropped before the reader ends");
+        assert_eq!(left, 1, "the partition must not be dropped before the reader ends");
         reads.release().await;
         make_audited_writes(&service, 5).await;
     });
@@ -320,7 +329,7 @@ async fn an_export_that_is_killed_while_it_writes_can_be_repeated() {
         .output()
         .unwrap();
     assert!(killed.status.signal().is_some(), "{killed:?}");
-    assert!(!Path::new(&file).exists(), "no truncated file has the name of the export");
+    assert!(!Path::new(&file).exists(), "a truncated file must not have the name of the export");
 
     export(&service, "2021-03-01", &file).await.succeeded();
     wait_until_everything_is_sealed(&service).await;

@@ -1,5 +1,6 @@
 //! Sealing of the audit log: every event is covered by exactly one seal of the hash chain, even with late commits and
-//! several replicas. Also the partitions of the audit log, and the events that the database rejects.
+//! several replicas. Also the service's rights on the chain, epochs of the audit log, its partitions, and the events
+//! that the database rejects.
 use dev::harness::{Service, eventually};
 use serde_json::Value;
 use sqlx::{Connection, Executor, PgConnection};
@@ -73,7 +74,7 @@ async fn every_event_is_sealed_and_the_head_of_the_chain_is_logged() {
         "{verified}"
     );
     let verifications = service.audit_events("event_type = 'audit' and action = 'verify'").await;
-    assert_eq!(verifications.len(), 1, "the verification is audited");
+    assert_eq!(verifications.len(), 1, "the verification must be audited");
     assert_eq!(verifications[0]["metadata"]["head_hash"], head.1);
 }
 
@@ -117,8 +118,8 @@ async fn the_horizon_is_taken_before_the_events_are_read() {
     wait_until_everything_is_sealed(&service).await;
     let late = service.database().hold(INSERT_LATE_EVENT).await;
     // The sealer reads the locked table to determine its horizon, the position before which every transaction has
-    // ended. If the sealer read the events before the horizon, it would miss the events that are committed while it
-    // waits.
+    // ended. If the sealer read the events first and determined the horizon later, it would miss the events that are
+    // committed in between.
     let mut locker = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
     locker.execute("begin; lock table audit_epochs in access exclusive mode").await.unwrap();
     assert_eq!(service.database().try_as_service(INSERT_LATE_EVENT).await, Ok(()));
@@ -136,7 +137,7 @@ async fn the_horizon_is_taken_before_the_events_are_read() {
     wait_until_everything_is_sealed(&service).await;
     let events = service.database().number("select count(*) from audit_events").await;
     let sealed = service.database().number("select sum(event_count)::bigint from audit_seals").await;
-    assert_eq!(sealed, events, "events that were committed during the wait are sealed");
+    assert_eq!(sealed, events, "events that were committed during the wait must be sealed");
     verify(&service, &[]).await.succeeded();
 }
 
@@ -172,7 +173,10 @@ async fn a_crash_between_a_seal_and_its_log_line_loses_neither() {
     let sealed =
         service.database().rows("select number, encode(hash, 'hex') as hash from audit_seal_head").await;
     assert!(sealed[0]["number"].as_i64().is_some_and(|number| number > 0), "{sealed:?}");
-    assert!(logged_heads(&service).iter().all(|(number, _)| *number == 0), "the process has logged no seal");
+    assert!(
+        logged_heads(&service).iter().all(|(number, _)| *number == 0),
+        "the process must have logged no seal"
+    );
     service.restart_without("CRASH_AT").await;
     let logged = |line: &Value| line["seal_number"].as_i64() >= sealed[0]["number"].as_i64();
     service.wait_for_log("the head is logged", logged).await;
@@ -203,7 +207,7 @@ async fn a_late_commit_is_sealed_exactly_once_in_order() {
     .await;
     assert!(
         service.database().number(UNSEALED).await >= unsealed,
-        "no event is sealed while an earlier transaction is open"
+        "no event must be sealed while an earlier transaction is open"
     );
     eventually("the lag is measured independently of the sealer", async || {
         let text = service.metrics().await;
@@ -256,10 +260,14 @@ async fn a_restored_audit_log_starts_an_epoch_of_the_same_chain() {
     );
     assert!(
         !service.audit_events("epoch = 2 and resource = 'users'").await.is_empty(),
-        "later events belong to epoch 2"
+        "later events must belong to epoch 2"
     );
     service.command(&["migrate"], &[]).await.succeeded();
-    assert_eq!(service.database().number("select count(*) from audit_epochs").await, 2, "one new epoch");
+    assert_eq!(
+        service.database().number("select count(*) from audit_epochs").await,
+        2,
+        "a second `migrate` must begin no further epoch"
+    );
 }
 
 #[tokio::test]
@@ -321,7 +329,7 @@ async fn seals_are_only_appended() {
     assert_eq!(
         service.database().try_as_service(&insert_next_seal(&[])).await,
         Ok(()),
-        "a valid seal is appended"
+        "a valid seal must be appended"
     );
 }
 
@@ -532,7 +540,7 @@ async fn creating_a_partition_blocks_no_writer() {
     assert_eq!(
         error.as_database_error().unwrap().code().as_deref(),
         Some("55P03"),
-        "the function times out while it waits for the lock: {error}"
+        "the function must time out while it waits for the lock: {error}"
     );
 
     reader.execute("rollback").await.unwrap();

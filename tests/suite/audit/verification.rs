@@ -153,7 +153,7 @@ async fn every_change_of_the_audit_log_is_found_and_named() {
             format!("seal {seal}, event {third}:"),
         ),
         (
-            "an event with an earlier time is inserted",
+            "an event with an earlier position is inserted",
             format!(
                 "insert into audit_events
                  select (jsonb_populate_record(audit_events, jsonb_build_object('id', gen_random_uuid(), 'sequence', 0))).*
@@ -172,12 +172,12 @@ async fn every_change_of_the_audit_log_is_found_and_named() {
             "seal 2: missing".to_owned(),
         ),
         (
-            "a seal gets the digests of another content",
+            "the digests of a seal are replaced with zeros",
             "update audit_seals set digests = decode(repeat('00', octet_length(digests)), 'hex') where number = 2".to_owned(),
             "seal 2: content and hash do not match".to_owned(),
         ),
         (
-            "a seal with another time of creation",
+            "the time of creation of a seal is changed",
             "update audit_seals set sealed_at = sealed_at - interval '1 day' where number = 1".to_owned(),
             "seal 1: content and hash do not match".to_owned(),
         ),
@@ -228,7 +228,7 @@ async fn only_the_logged_heads_reveal_a_regenerated_chain() {
     assert_eq!(
         verify(&service, &["--heads", &none]).await.code(),
         Some(1),
-        "a file without heads is rejected"
+        "a file without heads must be rejected"
     );
 }
 
@@ -272,7 +272,11 @@ async fn heads_are_read_from_the_service_log() {
     assert_eq!(missing.code(), Some(1));
     assert!(missing.stderr.contains("nowhere.log"), "{}", missing.stderr);
     let empty = scratch.write("empty.log", "");
-    assert_eq!(verify(&service, &["--log", &empty]).await.code(), Some(1), "a log without heads is rejected");
+    assert_eq!(
+        verify(&service, &["--log", &empty]).await.code(),
+        Some(1),
+        "a log without heads must be rejected"
+    );
 }
 
 #[tokio::test]
@@ -288,7 +292,7 @@ async fn a_rewritten_chain_stops_sealing_and_raises_an_alert() {
     assert_eq!(
         service.database().number("select count(*) from audit_seals").await,
         before,
-        "nothing is repaired"
+        "the service must not repair the chain"
     );
 }
 
@@ -301,8 +305,8 @@ fn documented() -> (String, Vec<Value>) {
     (block(text.split("```python\n").nth(1).unwrap()), vectors.collect())
 }
 
-/// Runs a Python script. Returns whether the script succeeded, and its output. Returns `None` if Python is not
-/// installed, or panics if `REQUIRE_TOOLS` is set.
+/// Runs a Python script. Returns whether the script succeeded, and its output. If Python cannot be started, returns
+/// `None`, or panics if `REQUIRE_TOOLS` is set.
 pub fn run_python(script: &str, arguments: &[&str]) -> Option<(bool, String)> {
     let scratch = Scratch::new();
     let script = scratch.write("verifier.py", script);

@@ -72,7 +72,8 @@ impl ConsoleFixture {
         (Self { console, service, faults }, traffic)
     }
 
-    /// Opens a browser on a page of the console. Returns `None` if no browser is installed and none is required.
+    /// Opens a browser on a page of the console. If Chromium or `chromedriver` is not installed, returns `None`, or
+    /// panics if `REQUIRE_TOOLS` is set.
     pub(crate) async fn open(&self, path: &str) -> Option<Browser> {
         let (program, driver) = (tool("chromium")?, tool("chromedriver")?);
         Some(Browser::open(&program, &driver, &self.console.url(), path).await)

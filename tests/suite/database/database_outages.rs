@@ -1,5 +1,5 @@
-//! Database outages, standbys, read-only databases, long statements, and a change of a column's type. The service
-//! reports an outage in time, and recovers without intervention.
+//! Database outages, standbys, read-only databases, long statements, and a change of a column's type. During an outage
+//! the probes respond within seconds. Afterwards the service recovers without intervention.
 use std::time::{Duration, Instant};
 
 use dev::harness::{HttpResponse, Request, Service, TABLE, eventually, within};
@@ -126,7 +126,8 @@ async fn the_statement_timeout_follows_the_setting() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let request = customer.lists().in_background();
-    // The wait is longer than every other timeout that could end the statement.
+    // With the default of five seconds, the server would cancel the statement after five seconds, and the service would
+    // stop waiting for its response after 15 seconds.
     let waited = format!(
         "select count(*) from pg_locks where relation = '{TABLE}'::regclass and not granted
          and waitstart < now() - interval '16 s'"
@@ -216,7 +217,7 @@ async fn a_promoted_standby_takes_over_within_seconds() {
     assert!(lost.elapsed() < Duration::from_secs(15), "{:?}", lost.elapsed());
     wait_until_ready(&service).await;
     let listed = customer.lists().await.assert_status(200);
-    assert!(listed.to_string().contains(&created.to_string()), "no confirmed commit is lost: {listed}");
+    assert!(listed.to_string().contains(&created.to_string()), "no confirmed commit must be lost: {listed}");
 }
 
 #[tokio::test]

@@ -87,7 +87,7 @@ pub(crate) fn test_exists(name: &str) -> bool {
     })
 }
 
-/// Returns every source file below a directory, and its text.
+/// Returns every Rust file below a directory, and its text.
 fn sources(directory: &Path) -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
@@ -226,5 +226,5 @@ fn every_file_that_a_document_names_or_links_exists() {
             checked += 1;
         }
     }
-    assert!(checked > 100, "{checked} names and links");
+    assert!(checked > 100, "only {checked} names and links were checked");
 }

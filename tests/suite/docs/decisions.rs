@@ -21,7 +21,7 @@ fn every_decision_is_listed_and_complete() {
         }
         let text = file(&format!("docs/decisions/{name}"));
         let title = text.lines().next().and_then(|line| line.strip_prefix("# ")).unwrap();
-        assert!(list.contains(&format!("]({name}) | {title} |")), "{name} is listed by its title");
+        assert!(list.contains(&format!("]({name}) | {title} |")), "{name} must be listed with its title");
         for part in ["Chosen:", "Alternatives:", "Why:", "Cost:", "Conditions of a change:"] {
             assert!(text.contains(&format!("**{part}**")), "{name} has no text under {part}");
         }

@@ -10,7 +10,7 @@ use syn::{UseTree, visit::Visit};
 
 use crate::telemetry::metrics::HEADING;
 
-/// The directories of sources, each of which is the root of a crate.
+/// The source directories of the service and the platform. Each is the root of a crate.
 pub(super) const CRATES: [&str; 2] = ["src", "platform/src"];
 
 pub(super) fn root() -> &'static Path {
@@ -67,7 +67,7 @@ fn only_the_list_of_slices_names_a_slice() {
     assert_eq!(lines_with(names_a_slice, |path| !path.starts_with("src/slices/")), [""; 0]);
     assert!(
         !lines_with(names_a_slice, |path| path == "src/slices/mod.rs").is_empty(),
-        "the rule finds lines"
+        "the rule must find lines"
     );
 }
 
@@ -79,7 +79,7 @@ fn only_the_executable_uses_its_entry_points() {
     assert_eq!(lines_with(uses_an_entry_point, outside), [""; 0]);
     assert!(
         !lines_with(uses_an_entry_point, |path| path == "src/main.rs").is_empty(),
-        "the rule finds lines"
+        "the rule must find lines"
     );
 }
 
@@ -196,7 +196,7 @@ fn modules_have_no_cyclic_dependencies() {
         for used in graph.values_mut() {
             used.retain(|module| module.join("::") != "example");
         }
-        assert!(graph.len() > 10, "the rule finds the modules of {directory}");
+        assert!(graph.len() > 10, "the rule must find the modules of {directory}");
         let (mut done, mut cycles) = (BTreeSet::new(), Vec::new());
         for module in graph.keys() {
             visit(&graph, module, &mut Vec::new(), &mut done, &mut cycles);
@@ -212,7 +212,7 @@ fn domain_models_do_no_input_or_output() {
     };
     let is_model = |path: &str| path.ends_with("/model.rs") || path.contains("/model/");
     assert_eq!(lines_with(does_io, is_model), [""; 0]);
-    assert!(!lines_with(does_io, |path| path.ends_with("/store.rs")).is_empty(), "the rule finds lines");
+    assert!(!lines_with(does_io, |path| path.ends_with("/store.rs")).is_empty(), "the rule must find lines");
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn sql_is_checked_when_it_is_compiled() {
 fn handlers_contain_no_sql() {
     let sql = |line: &str| line.contains("sqlx::query");
     assert_eq!(lines_with(sql, |path| path.ends_with("routes.rs")), [""; 0]);
-    assert!(!lines_with(sql, |path| path.ends_with("store.rs")).is_empty(), "the rule finds lines");
+    assert!(!lines_with(sql, |path| path.ends_with("store.rs")).is_empty(), "the rule must find lines");
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn only_the_edge_of_a_slice_names_problems() {
     let in_a_slice = |path: &str| path.starts_with("src/slices/") || path.starts_with("src/accounts/");
     let inside = |path: &str| in_a_slice(path) && !at_the_edge(path);
     assert_eq!(lines_with(names_a_problem, inside), [""; 0]);
-    assert!(!lines_with(names_a_problem, at_the_edge).is_empty(), "the rule finds lines");
+    assert!(!lines_with(names_a_problem, at_the_edge).is_empty(), "the rule must find lines");
 }
 
 /// The names of the metrics in the visited files.

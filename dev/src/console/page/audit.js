@@ -9,8 +9,8 @@ export async function open(element) {
   verification = null;
   running = false;
   replace(root, placeholder("Loading the audit log…"));
-  await load();
   timer = setInterval(load, 4000);
+  await load();
 }
 
 export const close = () => clearInterval(timer);
@@ -42,7 +42,7 @@ function event(one) {
   const metadata = Object.entries(one.metadata).map(([name, value]) => `${name}=${typeof value === "object" ? JSON.stringify(value) : value}`).join(" ");
   return h("tr", {},
     h("td", {}, h("time", {}, clock(one.recorded_at))),
-    h("td", {}, one.event_type.replace("_", " ")),
+    h("td", {}, one.event_type.replaceAll("_", " ")),
     h("td", {}, h("b", {}, one.action), " ", one.resource),
     h("td", {}, h("span", { class: RESULT[one.result] ?? "" }, one.result)),
     h("td", { title: one.user_id }, one.role ?? h("span", { class: "muted" }, "unauthenticated")),

@@ -43,8 +43,8 @@ impl Phase {
     }
 }
 
-/// The rejection in the half-open state, while no further call is admitted. Its retry time is short, because a call in
-/// flight will have an outcome soon.
+/// The rejection in the half-open state, while no further call of the same kind is admitted. Its retry time is short,
+/// because a call in flight will have an outcome soon.
 pub(super) const PROBES_IN_FLIGHT: Open = Open { retry_after: Duration::from_secs(1) };
 
 impl Circuit {

@@ -42,8 +42,8 @@ pub struct Settings {
     pub failure_ratio: f64,
     /// Time for which an open breaker rejects every call. Limited to [`MAX_OPEN_TIME`].
     pub open_for: Duration,
-    /// Maximum number of concurrent probes when half-open, without background calls. The same number of successful
-    /// calls closes the breaker, and background calls count.
+    /// Maximum number of concurrent probes while the breaker is half-open. A probe is a foreground call. The same
+    /// number of successes, of foreground and background calls together, closes the breaker.
     pub probes: u32,
 }
 
@@ -122,7 +122,8 @@ impl Breaker {
         Self(Arc::new(Inner { name, settings, circuit, gauge, on_transition: OnceLock::new() }))
     }
 
-    /// Calls `hook` with the new state after every transition. Later hooks are ignored.
+    /// Sets `hook`, which is called with the new state after every transition. Later calls of this function are
+    /// ignored.
     #[must_use]
     pub fn on_transition(self, hook: impl Fn(State) + Send + Sync + 'static) -> Self {
         let _already_set = self.0.on_transition.set(Box::new(hook));
@@ -134,7 +135,7 @@ impl Breaker {
         self.0.name
     }
 
-    /// Returns the current state. If an open breaker's time has passed, this call first makes the breaker half-open.
+    /// Returns the current state. If the breaker has been open for `open_for`, this call first makes it half-open.
     pub fn state(&self) -> State {
         self.0.change(|circuit, _, now| {
             circuit.half_open_if_due(now);

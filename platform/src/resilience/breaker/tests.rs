@@ -95,7 +95,7 @@ async fn background_calls_do_not_use_up_the_probes() {
     assert_eq!(
         breaker.acquire_in_background().unwrap_err(),
         PROBES_IN_FLIGHT,
-        "admitted a second background call"
+        "wrong rejection of a second background call"
     );
     let (first, second) = (breaker.acquire().unwrap(), breaker.acquire().unwrap());
     drop(background);

@@ -148,7 +148,7 @@ pub(super) fn is_audit(target: &str) -> bool {
     target == "audit" || target.starts_with("audit::")
 }
 
-/// Appends to a text. A value whose formatting fails is truncated, so that the line is not lost.
+/// Appends a formatted value to a text. A value whose formatting fails is truncated, so that the line is not lost.
 fn display(text: &mut String, value: std::fmt::Arguments<'_>) {
     let _truncated = std::fmt::Write::write_fmt(text, value);
 }

@@ -190,8 +190,8 @@ struct BoundedProcessor {
 }
 
 impl LogProcessor for BoundedProcessor {
-    /// Queues a record. A quarter of the queue is reserved for the audit log, so that other lines cannot cause the loss
-    /// of audit log lines.
+    /// Queues a record. A quarter of the queue is reserved for the audit log, so that a flood of other lines leaves
+    /// space for audit log lines.
     fn emit(&self, record: &mut SdkLogRecord, scope: &InstrumentationScope) {
         let capacity = self.queue.capacity();
         let is_audit = record.target().is_some_and(|target| is_audit(target));

@@ -140,8 +140,8 @@ pub(in crate::telemetry) fn open(
     Ok((opened.sinks, Guards(opened.guards)))
 }
 
-/// Opens a writer of daily files (UTC). The writer keeps the newest `kept` files, and one more while no restart has
-/// deleted it.
+/// Opens a writer of daily files (UTC). The writer keeps the newest `kept` files, and at least one. It may keep one
+/// more file, which a restart can delete.
 fn daily_files(
     directory: &Path,
     name: &str,
@@ -153,8 +153,8 @@ fn daily_files(
         .rotation(Rotation::DAILY)
         .filename_prefix(name)
         .filename_suffix("log")
-        // At a start, tracing-appender 0.2 deletes all but `max - 1` files before it opens the current one, even if the
-        // current file is among these.
+        // At a start, tracing-appender 0.2 deletes all but the newest `max - 1` files, and then opens the current file,
+        // which may be one of those. With a maximum of `kept`, only `kept - 1` files could remain.
         .max_log_files(kept.max(1) + 1)
         .build(directory)?;
     Ok(appender)

@@ -1,8 +1,8 @@
 //! Metrics: the text that Prometheus scrapes, and the declaration of metrics.
 //!
 //! A metric is declared with [`metrics!`](crate::metrics) in the module whose work it measures. Only that module
-//! changes the metric. A value that exists elsewhere, such as the load of the runtime, is read at each scrape by a
-//! `Collector`.
+//! changes the metric, or passes it to the code that changes it. A value that exists elsewhere, such as the load of the
+//! runtime, is read at each scrape by a `Collector`.
 mod declare;
 mod openmetrics;
 mod runtime;

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Default timeout of one export. It is shorter than the specification's ten seconds, so that an unresponsive collector
-/// cannot delay the end of the process.
+/// delays the end of the process less.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Name suffixes of the export variables. Each follows `OTEL_EXPORTER_OTLP_`, `OTEL_EXPORTER_OTLP_TRACES_` or
@@ -49,8 +49,8 @@ pub(in crate::telemetry) fn names(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|name| !name.is_empty())
 }
 
-/// Returns the endpoint of a signal. Returns `None` if the signal is not exported: no endpoint is set, or the variable
-/// of its exporter turns the export off.
+/// Returns the endpoint of a signal. Returns `None` if the signal is not exported: the variable of its exporter turns
+/// the export off, or no endpoint of spans is set.
 ///
 /// # Errors
 /// The signal's own endpoint variable is not an `http` or `https` URL, or log records are to be exported and no

@@ -1,8 +1,8 @@
 //! The client of the gateway's listing: all charges and refunds by their time of creation, page by page.
 //!
-//! A page can lack or repeat records, or have them in the wrong order, so callers must not decide anything by the
-//! listing alone. Records are parsed one by one, because a record that cannot be parsed must not hide the other records
-//! of its page.
+//! A page can lack or repeat records, or have them in the wrong order. Reconciliation therefore polls the gateway for a
+//! reference before it records a difference. Only an unreadable record without a reference is recorded without a poll.
+//! Records are parsed one by one, because a record that cannot be parsed must not hide the other records of its page.
 use axum::http::StatusCode;
 use chrono::{DateTime, SecondsFormat, Utc};
 use platform::resilience::breaker::Permit;
@@ -101,7 +101,7 @@ pub enum PageError {
     /// The gateway rejected the request (4xx), for example because it no longer knows the cursor.
     #[error("the gateway rejected the listing with {0}")]
     Rejected(StatusCode),
-    /// The response is missing or unusable.
+    /// The gateway was not called, or its response is missing or unusable.
     #[error(transparent)]
     Unknown(#[from] Unknown),
 }

@@ -1,9 +1,9 @@
 //! The client of the payment gateway.
 //!
 //! The client distinguishes certain outcomes from unknown ones. A charge or refund object that matches the request is a
-//! certain outcome. A rejection (4xx) is a certain outcome only for a charge, and only if no other attempt can have
-//! reached the gateway. A timeout, a failed connection, a malformed response and the statuses 3xx, 408, 409, 425, 429
-//! and 5xx leave the outcome unknown.
+//! certain outcome. A timeout, a failed connection, a malformed response and the statuses 3xx, 408, 409, 425, 429 and
+//! 5xx leave the outcome unknown. Any other 4xx is a rejection. A rejection is a certain outcome only for a charge, and
+//! only if no other attempt can have reached the gateway.
 mod breaker;
 mod listing;
 mod metrics;
@@ -46,8 +46,8 @@ use platform::{
 /// Name of the gateway in `service` labels and in the breaker.
 pub const SERVICE: &str = "payment_gateway";
 
-/// Maximum length of a response in bytes, far above that of any real response. The rest of a longer response is not
-/// read.
+/// Maximum length of a response in bytes, above that of a full page of the listing, which is the longest expected
+/// response. The rest of a longer response is not read.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// Maximum accepted `Retry-After`. A longer one is shortened to this time, so that time arithmetic cannot overflow. A
@@ -88,7 +88,7 @@ pub struct GatewaySlot {
 /// The reason why no new charge or refund can begin.
 #[derive(Debug, thiserror::Error)]
 pub enum SlotError {
-    /// The breaker is open, or half-open with all of its probes in flight.
+    /// The breaker is open, or half-open with all of its probes in flight or succeeded.
     #[error("the circuit breaker of the gateway is open")]
     Open(Open),
     /// All slots for requests that wait for the gateway are in use.
@@ -107,7 +107,7 @@ impl SlotError {
 }
 
 impl Gateway {
-    /// Creates a client with these settings. At most `max_waiting` requests hold a [`GatewaySlot`] at once.
+    /// Creates a client with these settings. At most `max_waiting` requests hold a [`GatewaySlot`] at the same time.
     ///
     /// # Errors
     /// If the client cannot be created, or the API key is not a valid header value.
@@ -145,7 +145,7 @@ impl Gateway {
     /// Acquires the permission to begin a new charge or refund.
     ///
     /// # Errors
-    /// If the breaker is open, or too many requests wait for the gateway.
+    /// If the breaker rejects the call, or too many requests wait for the gateway.
     pub fn acquire_slot(&self) -> Result<GatewaySlot, SlotError> {
         let slot = Arc::clone(&self.0.slots).try_acquire_owned().map_err(|_| SlotError::Busy)?;
         self.0.budget.earn();
@@ -352,7 +352,7 @@ impl Gateway {
 enum Reply<T> {
     /// 2xx, with the object of the body.
     Object(StatusCode, T),
-    /// 4xx, except 408, 425 and 429.
+    /// 4xx, except 408, 425 and 429. The caller maps 409 to [`SendResult::Conflict`], whose outcome is unknown.
     Rejected(StatusCode),
 }
 
@@ -420,7 +420,7 @@ async fn reply<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<
 }
 
 fn from_reqwest(error: reqwest::Error) -> Unknown {
-    // The URL has the reference and ids, which the log has in separate fields.
+    // The log must not have the URL's query (see `outbound::redacted`). The span of the call has the redacted URL.
     let error = error.without_url();
     if error.is_connect() {
         Unknown::NotConnected(error)
@@ -431,7 +431,8 @@ fn from_reqwest(error: reqwest::Error) -> Unknown {
     }
 }
 
-/// Returns whether a response with this status leaves open whether the request was executed.
+/// Returns whether a response with this status counts like a missing response. A 409 also leaves the outcome unknown,
+/// but [`Gateway::call`] returns it as [`SendResult::Conflict`].
 fn is_inconclusive(status: StatusCode) -> bool {
     status.is_server_error()
         || status.is_redirection()
@@ -509,9 +510,9 @@ mod tests {
         assert_eq!(gateway.pause_before_retry(1, &limited), requested);
 
         let retries = || (0..20).filter(|_| pause(1).is_some()).count();
-        assert_eq!(retries(), 6, "the budget of ten retries is used up");
+        assert_eq!(retries(), 6, "the budget must allow ten retries in total");
         (0..5).for_each(|_| drop(gateway.acquire_slot().unwrap()));
-        assert_eq!(retries(), 1, "one for each five new operations");
+        assert_eq!(retries(), 1, "five new operations must earn one retry");
     }
 
     #[tokio::test]

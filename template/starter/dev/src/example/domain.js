@@ -1,9 +1,9 @@
-// The domain part of the console's page: a tile, and texts about faults, traffic, reconciliation and the first steps.
+// The domain part of the console's page: a tile, and texts about faults, a restore, traffic, reconciliation, the first trace and the first steps.
 import { number } from "./format.js";
 
 /** Creates the tile of notes, which follows the tiles that every service has. */
 export function domainTiles(figures, tile) {
-  return [tile("Notes", number(figures.created), "", "created since the start", "/traces?route=POST+%2Fv1%2Fnotes")];
+  return [tile("Notes", number(figures.created), "", "created since the service started", "/traces?route=POST+%2Fv1%2Fnotes")];
 }
 
 /** The domain's faults: none. A fault would have a name, an effect, and the views that show the effect. */
@@ -24,6 +24,6 @@ export const numbers = () => [];
 /** The text that `/traces/first` shows until the console has the trace of the first note. */
 export const FIRST_TRACE = "Waiting for the first created note…";
 
-/** The introduction for new users: texts, and links with their texts. */
+/** The introduction for new users: texts, and links as pairs of an address and a text. The view *Now* appends a link to the audit log, so the last text ends with "then ". */
 export const TOUR = ["Follow ", ["/traces/first", "the first note through its trace"], ", ",
   ["/faults", "make the database slow"], " and watch the latency here, then "];

@@ -26,7 +26,7 @@ pub const LAST_RESPONSE: &str = "\"name\":\"First\"";
 /// Text that the tests expect in the last line that a stopped environment prints.
 pub const LAST_LINE: &str = "stopped";
 
-/// Error of starting or stopping an external service.
+/// Error of starting an external service, or of ending its faults and waiting for its operations in flight.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {}
 
@@ -75,7 +75,8 @@ impl ExternalServices {
         Vec::new()
     }
 
-    /// Returns the commands that the terminal shows after the login: a heading, and the lines to paste into a shell.
+    /// Returns a heading, and the commands that the terminal shows after the login command. The commands run in any
+    /// POSIX shell.
     pub(crate) fn commands(&self, api: &Url) -> (&'static str, Vec<String>) {
         let body = r#"{"name":"First"}"#;
         let id = r#"s/^{"id":"\([^"]*\)".*/\1/p"#;
@@ -86,7 +87,7 @@ impl ExternalServices {
         ("Log in, create a note, read it:", vec![create, read])
     }
 
-    /// Ends every fault of the external services, and waits until every operation in flight has an outcome.
+    /// Ends every fault of the external services, and waits until each of their operations in flight has an outcome.
     pub(crate) fn settle(&self, _progress: &dyn Fn(&str)) -> Ready<Result<(), Error>> {
         ready(Ok(()))
     }

@@ -12,7 +12,7 @@ use crate::harness::{Builder, Database, HttpResponse, Request, Service, User};
 /// Table that tests of the platform use, and that the fault `slow-database` locks. Customers create and read their own
 /// rows in this table.
 pub const TABLE: &str = "notes";
-/// Path that creates and lists notes.
+/// Path of the routes that create and list notes.
 pub const PATH: &str = "/v1/notes";
 /// Route that shows a note.
 pub const ROUTE: &str = "/v1/notes/{id}";
@@ -29,7 +29,8 @@ pub const SECRETS: [&str; 0] = [];
 pub const EXTERNAL_CHECKS: [&str; 0] = [];
 /// Metric series that exist from the first scrape, in addition to those of the platform.
 pub const SERIES: [&str; 1] = ["notes_created_total 0"];
-/// Gauges of workers with several units of work: none. Each gauge is zero until its unit has succeeded once.
+/// Gauges of workers with several units of work, one gauge for each unit: none. A gauge is zero until its unit has
+/// succeeded once.
 pub const FIRST_RUN_GAUGES: [&str; 0] = [];
 
 /// Returns a body that creates a note.
@@ -84,8 +85,8 @@ pub async fn seed_rows(database: &Database, owner: Uuid, count: u32) {
 }
 
 impl Builder {
-    /// Sets an interval of sealing that is longer than any test, so that the sealing workers use the database only at
-    /// the service's start.
+    /// Sets an interval of sealing that is longer than any test, so that the workers `audit_sealing` and
+    /// `audit_seal_lag` use the database only at the service's start.
     pub fn with_idle_workers(self) -> Self {
         self.setting("AUDIT_SEAL_INTERVAL_SECONDS", "600")
     }
@@ -112,10 +113,10 @@ impl User {
         self.post(PATH).json(&json!({ "name": name })).new_key()
     }
 
-    /// Creates, reads and lists a note. Returns the requests with their responses.
+    /// Creates and reads a note, and lists the user's notes. Returns the requests with their responses.
     ///
     /// # Errors
-    /// The response to the creation, or the responses to the read and the list, if one has an unexpected status.
+    /// Returns the text of the responses if one of them has an unexpected status.
     pub async fn uses_every_customer_route(&self) -> Result<Vec<(Request, HttpResponse)>, String> {
         let creation = self.creates();
         let created = creation.clone().await;

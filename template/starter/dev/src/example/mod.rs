@@ -1,11 +1,11 @@
 //! Everything in this crate that is specific to the domain of the service: notes.
 //!
-//! The rest of the crate uses only the names that this module exports, and items of [`environment`], [`harness`] and
-//! [`traffic`].
+//! The rest of the crate uses only the names that this module exports, items of [`environment`], [`harness`] and
+//! [`traffic`], and the script `domain.js` for the console's page.
 //!
-//! - [`environment`]: the external services that `cargo dev` starts
+//! - [`environment`]: the external services that `cargo dev` starts (none), and the commands that the terminal shows
 //! - [`harness`]: the part of the test harness that is specific to notes
-//! - `panels`: the charts and figures of the console and the terminal
+//! - `panels`: the charts, figures and first trace of the console, and the end of the terminal's status line
 //! - `traffic`: the requests of simulated customers
 pub mod environment;
 pub mod harness;

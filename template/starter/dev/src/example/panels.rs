@@ -1,9 +1,9 @@
-//! The charts and figures of notes on the console and the terminal.
+//! The charts, figures and first trace of notes on the console, and the end of the terminal's status line.
 use std::collections::BTreeMap;
 
 use crate::console::panels::{Panel, or_dash};
 
-/// The charts of the console.
+/// The charts of notes on the console.
 pub(crate) const PANELS: &[Panel] = &[Panel {
     id: "created",
     title: "Created notes",
@@ -11,7 +11,7 @@ pub(crate) const PANELS: &[Panel] = &[Panel {
     lines: &[("notes", "60 * sum(rate(notes_created_total[WINDOW]))")],
 }];
 
-/// The figures of the console: the name of each, and its query.
+/// The figures of notes: the name of each, and its `PromQL` query.
 pub(crate) const FIGURES: &[(&str, &str)] = &[("created", "sum(notes_created_total)")];
 
 /// Query for the id of the trace that `/traces/first` shows: the trace of the first note created since `$1`, the start

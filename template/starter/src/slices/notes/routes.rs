@@ -42,8 +42,9 @@ async fn create_note(
 ) -> Result<StoredResponse, Problem> {
     idempotency::run(&database, caller.user_id, request, location, async |claim, fields| {
         let Some(note) = store::create(&database, claim, caller.user_id, &fields).await? else {
-            // Another request has already claimed the key, so `run` replays the stored response of that request. If no
-            // response is stored, `run` returns this problem, and the client retries.
+            // Another request has already claimed the key. If both requests are equal, `run` replays the stored
+            // response; otherwise it rejects this request. `run` returns the problem below only if the key has been
+            // deleted meanwhile. Then the client retries.
             return Ok(Change::Rejected(Problem::unavailable(1)));
         };
         Ok(Change::Made(note.id, StoredResponse::from_json(StatusCode::CREATED, note.body)))

@@ -8,7 +8,7 @@ async fn each_view_shows_recent_activity() {
     let (fixture, _traffic) = ConsoleFixture::with_traffic(20.0).await;
     let Some(browser) = fixture.open("/").await else { return };
     browser.wait_until_shown("[data-tile=Service]", "ready").await;
-    browser.wait_until_shown("[data-tile=Notes]", "created since the start").await;
+    browser.wait_until_shown("[data-tile=Notes]", "created since the service started").await;
     browser.wait_until_shown("[data-chart=created] .legend", "notes").await;
     browser.go("/traces").await;
     browser.wait_until_shown(".row.trace .name", "POST /v1/notes").await;

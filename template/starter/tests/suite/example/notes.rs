@@ -1,5 +1,5 @@
-//! Tests of creating, reading, listing and changing notes, of idempotency keys, of the service's rights on the table,
-//! and of query plans.
+//! Tests of creating, reading, listing and changing notes, of their audit events, of idempotency keys, of the service's
+//! rights on the table, and of query plans.
 use dev::harness::{PATH, Request, Service, User, body};
 use serde_json::json;
 use uuid::Uuid;
@@ -23,7 +23,7 @@ async fn a_customer_creates_reads_and_renames_a_note() {
     assert_eq!(
         customer.get(&path).await.assert_status(200).json(),
         created.json(),
-        "the stored note equals the response"
+        "the stored note must equal the response"
     );
 
     let changed = customer.patch(&path).json(&json!({ "name": "Second" })).await.assert_status(200);
@@ -74,7 +74,7 @@ async fn another_customers_note_responds_like_a_missing_one() {
     assert_eq!(other_customer.lists().await.assert_status(200).json()["data"], json!([]));
     let rejected =
         service.audit_events("event_type = 'authorization' and metadata ->> 'reason' = 'not_owner'").await;
-    assert_eq!(rejected.len(), 4, "each rejected attempt has an audit event");
+    assert_eq!(rejected.len(), 4, "each rejected attempt must have an audit event");
 }
 
 #[tokio::test]
@@ -190,7 +190,7 @@ async fn the_services_role_can_change_a_notes_name_and_nothing_else() {
         assert_eq!(rejected, Err("42501".to_owned()), "{statement}");
     }
     let nameless = service.database().try_as_service("update notes set name = ''").await;
-    assert_eq!(nameless, Err("23514".to_owned()), "the database rejects an empty name, too");
+    assert_eq!(nameless, Err("23514".to_owned()), "the database must reject an empty name, too");
 }
 
 #[tokio::test]

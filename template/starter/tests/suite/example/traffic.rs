@@ -22,6 +22,9 @@ async fn normal_traffic_has_no_unexpected_response() {
     let report = traffic.stop().await;
     assert_eq!((report.unexpected, report.without_response), (0, 0), "{report}\n{:#?}", report.samples);
     let stored = service.database().number("select count(*) from notes").await;
-    assert!(u64::try_from(stored).unwrap() >= report.counts.created, "{stored} notes are stored: {report}");
+    assert!(
+        u64::try_from(stored).unwrap() >= report.counts.created,
+        "only {stored} notes are stored: {report}"
+    );
     service.invariants_hold().await;
 }

@@ -28,7 +28,7 @@ pub(crate) async fn browse(request: &ApiRequest<'_>) {
 }
 
 /// Sends one request of a customer who is logged in. One kind of invalid request reads the last note of
-/// `other_customer`.
+/// `other_customer`. If there is none, it reads a random id without a note.
 pub(crate) async fn act(
     request: &ApiRequest<'_>,
     customer: &Mutex<Customer>,
