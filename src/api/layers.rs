@@ -53,7 +53,7 @@ pub(super) fn around(
             .layer(middleware::from_fn_with_state(body_limit, limits::body_limit))
             // Before authentication, so that the limit also protects the lookup of the session.
             .layer(middleware::from_fn_with_state(by_address, limits::limit_by_address))
-            // Last: authentication, the rate limit of the caller and, after the handler, the audit of denied permissions.
+            // Last: authentication, the caller's rate limit and, after the handler, the audit of denied permissions.
             .layer(middleware::from_fn_with_state(authentication, accounts::authenticate)),
     )
 }

@@ -1,5 +1,6 @@
 //! The test suite. Most tests drive the real executable over sockets, and assert the behaviour that clients and
-//! operators rely on. The other tests check files of the repository, such as documents, manifests and alert rules.
+//! operators rely on. The other tests check files of the repository, such as documents, manifests and alert rules, or
+//! run development tools of [`dev`], such as the console.
 //!
 //! Each directory has the tests of one part of the service or of the repository. The name of a test states the
 //! behaviour that it proves. The tests of the example domain are in [`example`], and the harness is in

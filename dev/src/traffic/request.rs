@@ -119,7 +119,7 @@ fn is_busy_response(call: &Call, response: &ApiResponse) -> bool {
 fn is_retryable_rejection(response: &ApiResponse) -> CheckResult {
     check_rejection(response, response.status)?;
     check(
-        "a 429 or 503 has Retry-After",
+        "a rejection with 429 or 503 has Retry-After",
         response.status == 504 || response.header("retry-after").is_some(),
     )
 }

@@ -141,9 +141,9 @@ impl Telemetry {
     /// Exports the remaining spans and log records, and writes the remaining log lines, until about `deadline`. Later
     /// lines are lost, so callers must call this function last.
     ///
-    /// Both exports run concurrently. Each gets the time until `deadline` without `WRITE_TIMEOUT`, but at least half of
-    /// that time. Spans and records that the collector has not accepted by then are lost. They are counted, and their
-    /// numbers are logged.
+    /// Both exports run concurrently. Each gets the time until `deadline` minus `WRITE_TIMEOUT`, but at least half of
+    /// the time until `deadline`. Spans and records that the collector has not accepted by then are lost. They are
+    /// counted, and their numbers are logged.
     pub async fn flush(self, deadline: Instant) {
         /// Maximum time for the threads that write log lines.
         const WRITE_TIMEOUT: Duration = Duration::from_millis(1_200);

@@ -1,5 +1,5 @@
-//! The telemetry schema lists exactly the spans, span attributes and log fields in the sources. A run of all tests
-//! receives every stable span attribute and log field.
+//! The telemetry schema (`docs/telemetry-schema*.md`) lists exactly the spans, span attributes and log fields in the
+//! sources. A run of all tests receives every stable span attribute and log field.
 use std::{collections::BTreeSet, env, fs};
 
 use dev::harness::{RECEIVED_NAMES, Schema};
@@ -173,7 +173,7 @@ fn the_telemetry_schema_lists_the_names_in_the_sources() {
 #[test]
 #[ignore = "needs the names that a run of all tests has received"]
 fn every_stable_name_was_received() {
-    let received = env::var_os(RECEIVED_NAMES).expect("RECEIVED_NAMES is the path of a file");
+    let received = env::var_os(RECEIVED_NAMES).expect("RECEIVED_NAMES must be the path of a file");
     let received = fs::read_to_string(received).unwrap();
     let received: BTreeSet<_> = received.lines().collect();
     let documented = Schema::documented();

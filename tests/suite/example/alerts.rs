@@ -39,7 +39,7 @@ async fn each_breaker_transition_raises_one_alert() {
     service.gateway().faults().clear();
     let closed = pager.wait_for("Circuit breaker closed").await;
     assert_complete(&closed, "info");
-    assert_eq!(pager.all("Circuit breaker opened").len(), 1, "the same alert is sent once");
+    assert_eq!(pager.all("Circuit breaker opened").len(), 1, "the same alert must be sent only once");
     assert!(service.metric("alerts_sent_total{outcome=\"sent\"}").await >= 2);
 }
 
@@ -78,9 +78,9 @@ async fn a_contradiction_with_the_gateway_raises_an_alert() {
     let again = Event::of_charge(&unknown).unwrap();
     assert_eq!(service.gateway().deliver_webhook(&again).await.unwrap(), 204);
     let recorded = service.audit_events("action = 'discrepancy'").await;
-    assert_eq!(recorded.len(), 1, "another event with the same content is no new discrepancy");
+    assert_eq!(recorded.len(), 1, "another event with the same content must be no new discrepancy");
     let suppressed = service.metric("alerts_sent_total{outcome=\"suppressed\"}").await;
-    assert_eq!(suppressed, 0, "no second alert was raised, so none was suppressed");
+    assert_eq!(suppressed, 0, "a second alert was raised and suppressed");
 }
 
 #[tokio::test]

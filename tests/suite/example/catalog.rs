@@ -11,7 +11,7 @@ async fn every_client_reads_the_catalog_page_by_page() {
     let anonymous = service.anonymous();
     let all = anonymous.get("/v1/products").await.assert_status(200).json();
     let ids: Vec<_> = all["data"].as_array().unwrap().iter().map(|product| product["id"].clone()).collect();
-    assert_eq!(ids, [MUG, TEAPOT, LAMP, RETIRED].map(Value::from), "the oldest product is first");
+    assert_eq!(ids, [MUG, TEAPOT, LAMP, RETIRED].map(Value::from), "the oldest product must be first");
     assert_eq!(all["next_cursor"], Value::Null);
 
     let first = anonymous.get("/v1/products?limit=3").await.assert_status(200).json();

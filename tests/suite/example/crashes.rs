@@ -1,5 +1,6 @@
-//! The process crashes at each crash point of payments and refunds. No payment or refund is lost or repeated. A release
-//! build has no crash points.
+//! The process crashes at each crash point of payments and refunds. A crash point is a place in the code where a test
+//! can end the process (`platform::resilience::crash`). No payment or refund is lost or repeated. A release build has
+//! no crash points.
 use std::{
     collections::BTreeSet,
     fs,
@@ -30,8 +31,8 @@ async fn retry_after_restart(service: &mut Service, retry: Request) -> HttpRespo
     service.restart_without("CRASH_AT").await;
     eventually("the retry has the outcome", async || {
         let response = retry.clone().await;
-        // If the crashed process has stored a record, the status is 409 until the lease of that process expires. The
-        // status is then 202 until recovery has settled the record.
+        // If the crashed process has stored the payment or refund, the status is 409 until the lease of that process
+        // expires. The status is then 202 until recovery has settled the payment or refund.
         match response.status {
             201 => Some(response),
             202 | 409 => None,
@@ -77,7 +78,7 @@ async fn retry_until_paid(service: &mut Service, order: &Order, retry: Request) 
     let paid = retry_after_restart(service, retry).await;
     assert_eq!(paid.text("status"), "succeeded");
     order.wait_until("paid").await;
-    assert_eq!(charges(service, paid.id()).await, 1, "charged once");
+    assert_eq!(charges(service, paid.id()).await, 1, "the payment must be charged once");
     assert_one_event_each(service, "payments").await;
     service.invariants_hold().await;
 }
@@ -91,12 +92,13 @@ async fn test_refund_crash(point: &str) {
     let refunded = retry_after_restart(&mut service, attempt.again()).await;
     assert_eq!(refunded.text("status"), "succeeded");
     order.wait_until("refunded").await;
-    assert_eq!(service.gateway().ledger().refunds.len(), 1, "refunded once");
+    assert_eq!(service.gateway().ledger().refunds.len(), 1, "the payment must be refunded once");
     assert_one_event_each(&service, "refunds").await;
     service.invariants_hold().await;
 }
 
-/// Declares a test for each crash point of the table, and `POINTS`, the names of all its crash points.
+/// Declares a test for each crash point of the table, and the constant `POINTS` with the names of all crash points of
+/// the table.
 macro_rules! table {
     ($($test:ident: $point:literal => $test_body:expr;)*) => {
         const POINTS: &[&str] = &[$($point),*];
@@ -140,7 +142,7 @@ fn the_table_has_every_crash_point_of_the_sources() {
     let table: BTreeSet<_> = POINTS.iter().map(|point| (*point).to_owned()).collect();
     assert_eq!(table, crash_points);
     let selected: BTreeSet<_> = CRASH_POINTS.iter().map(|point| (*point).to_owned()).collect();
-    assert_eq!(selected, crash_points, "a campaign selects from all crash points");
+    assert_eq!(selected, crash_points, "a campaign must select from all crash points");
 }
 
 /// Compiles a program that has only the module of crash points, with or without debug assertions, and runs the program
@@ -170,14 +172,17 @@ fn reach_crash_point(debug_assertions: &str) -> (ExitStatus, bool) {
 #[test]
 fn a_release_build_has_no_crash_points() {
     let (ended, contains_variable) = reach_crash_point("on");
-    assert!(ended.signal().is_some() && contains_variable, "a debug build has the crash point: {ended}");
+    assert!(
+        ended.signal().is_some() && contains_variable,
+        "a debug build must have the crash point: {ended}"
+    );
     let (ended, contains_variable) = reach_crash_point("off");
     assert!(ended.success() && !contains_variable, "{ended}");
 
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for file in ["Cargo.toml", ".cargo/config.toml"] {
         let text = fs::read_to_string(root.join(file)).unwrap();
-        assert!(!text.contains("debug-assertions = true"), "{file}: a release has no crash points");
+        assert!(!text.contains("debug-assertions = true"), "{file}: a release must have no crash points");
     }
     // The image build searches the executable for the name `CRASH_AT`, and fails if the executable contains this name.
     let image = fs::read_to_string(root.join("Dockerfile")).unwrap();

@@ -1,5 +1,5 @@
-//! Rules that the database enforces for orders, payments and refunds. Migrations do not block requests, and no
-//! statement scans all orders.
+//! Rules that the database enforces for orders, payments and refunds. No money moves without an audit event. Requests
+//! continue while a migration waits for a lock, and no statement of the service scans all orders.
 use std::time::{Duration, Instant};
 
 use dev::harness::{MUG, PASSWORD};
@@ -39,7 +39,8 @@ async fn no_money_moves_that_cannot_be_audited() {
         let rejected = request.await;
         assert_eq!(rejected.status, 500, "{operation}: {rejected}");
     }
-    // A rejection grants nothing, so the service sends the rejection even if the audit event cannot be recorded.
+    // The service sends a 403 even if its audit event cannot be recorded, because a 403 changes no data and grants
+    // nothing.
     let _rejected = support.orders(&[(MUG, 1)]).await.assert_problem(403, "forbidden");
     assert!(service.metric("audit_write_failures_total").await >= 5);
 
@@ -159,8 +160,8 @@ async fn requests_continue_while_a_migration_waits_for_a_reader() {
 #[tokio::test]
 async fn no_statement_scans_the_orders_of_all_customers() {
     let service = service().await;
-    // The trigger compares the total of each order with its items, which would take most of the time. The trigger is
-    // therefore disabled, and the orders have no items.
+    // The trigger compares the total of each order with its items, which would take most of the test's time. The
+    // trigger is therefore disabled, and the orders have no items.
     service
         .database()
         .execute(

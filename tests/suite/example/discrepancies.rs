@@ -1,6 +1,6 @@
 //! Discrepancies between the service's payments and the records of the payment gateway. The service sends an alert for
 //! each discrepancy until a receiver accepts the alert. Each discrepancy is open until an operator closes it. An
-//! operator can end a payment only if the payment needs review.
+//! operator can mark a payment as failed (`payments end`) only if the payment needs review.
 use std::time::Duration;
 
 use dev::{
@@ -84,14 +84,14 @@ async fn an_operator_closes_a_discrepancy_with_a_reason() {
     let id = listed.split_whitespace().next().unwrap().to_owned();
 
     let close = ["payments", "discrepancy", "close", id.as_str(), "--reason", "refunded at the gateway"];
-    assert_eq!(service.command(&close[..4], &[]).await.code(), Some(2), "a reason is required");
+    assert_eq!(service.command(&close[..4], &[]).await.code(), Some(2), "the command must require a reason");
     service.command(&close, &[]).await.succeeded();
     wait_for_open(0).await;
     assert_eq!(service.command(&["payments", "discrepancy", "list"], &[]).await.succeeded(), "");
     assert_eq!(
         service.command(&close, &[]).await.code(),
         Some(1),
-        "a closed discrepancy cannot be closed again"
+        "a closed discrepancy must not be closed again"
     );
     let closed = service.audit_events("resource = 'discrepancies' and action = 'close'").await;
     assert_eq!(closed.len(), 1);

@@ -1,5 +1,7 @@
-//! Malformed and contradictory responses of the gateway. Such a response settles no payment, and a series of them opens
-//! the circuit breaker. A decline is a valid response, and does not open the breaker.
+//! Malformed and contradictory responses of the gateway. Such a response settles no payment. A series of malformed
+//! responses opens the circuit breaker, but unreadable records in the responses to polls do not. A decline is a valid
+//! response, and does not open the breaker. A rejection fails a payment only if no other attempt can have reached the
+//! gateway.
 use dev::{
     example::gateway::{Charge, ChargeStatus, Faults, Malformation, Webhooks},
     harness::{Service, eventually},
@@ -211,8 +213,8 @@ async fn malformed_responses_open_the_breaker() {
     for malformation in
         [Malformation::Garbage, Malformation::Huge, Malformation::Amount, Malformation::Reference]
     {
-        // Recovery polls the gateway's record of each payment, which may be malformed too. With this interval, recovery
-        // polls too rarely to affect the breaker.
+        // The responses to the polls of recovery are malformed, too. With this interval, recovery polls too rarely to
+        // affect the breaker.
         let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "60").start().await;
         let customer = service.customer().await;
         service.gateway().faults().set(malformed_faults(malformation));
@@ -252,7 +254,7 @@ async fn a_409_of_the_gateway_settles_nothing_and_is_recorded() {
     assert_eq!(
         payment.text("status"),
         "processing",
-        "a 409 never ends a payment, not even as the first response"
+        "a 409 must not end a payment, not even as the first response"
     );
     assert_eq!(discrepancies(&service).await, ["idempotency conflict"]);
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
@@ -273,7 +275,7 @@ async fn a_rejection_of_a_resent_charge_settles_nothing() {
     eventually("the charge is sent", async || (sent() == 1).then_some(())).await;
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
     let response = attempt.response().await.assert_status(202);
-    assert!(sent() >= 2, "the charge was sent again within the request");
+    assert!(sent() >= 2, "the charge was not sent again within the request");
     assert_eq!(response.text("status"), "processing");
     service.invariants_hold().await;
 }

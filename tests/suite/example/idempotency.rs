@@ -1,4 +1,5 @@
-//! Idempotency: repeated requests with the same key have one effect and one response.
+//! Idempotency: until a key expires, repeated requests with this key have one effect. Once the outcome is known, all of
+//! them get the same response.
 use dev::harness::{MUG, Request, Service, eventually};
 use serde_json::{Value, json};
 
@@ -283,7 +284,7 @@ async fn distinct_bodies_of_fifty_duplicates(request: Request) -> Vec<String> {
             assert!(conflict.header("retry-after").is_some());
         }
     }
-    assert_eq!(executed, 1, "exactly one duplicate was executed");
+    assert_eq!(executed, 1, "exactly one duplicate must be executed");
     bodies.push(request.await.assert_status(201).text);
     bodies.dedup();
     bodies
@@ -294,7 +295,7 @@ async fn fifty_concurrent_duplicates_place_one_order() {
     let service = service().await;
     let customer = service.customer().await;
     let bodies = distinct_bodies_of_fifty_duplicates(customer.orders(&[(MUG, 3)])).await;
-    assert_eq!(bodies.len(), 1, "all responses are the same: {bodies:#?}");
+    assert_eq!(bodies.len(), 1, "the responses differ: {bodies:#?}");
     assert_eq!(service.database().number("select count(*) from orders").await, 1);
     service.invariants_hold().await;
 }
@@ -304,7 +305,7 @@ async fn fifty_concurrent_duplicates_charge_once() {
     let service = service().await;
     let order = service.customer().await.places_an_order().await;
     let bodies = distinct_bodies_of_fifty_duplicates(order.pay("pm_card_ok")).await;
-    assert_eq!(bodies.len(), 1, "all responses are the same: {bodies:#?}");
+    assert_eq!(bodies.len(), 1, "the responses differ: {bodies:#?}");
     assert_eq!(service.gateway().ledger().charges.len(), 1);
     service.invariants_hold().await;
 }
@@ -315,7 +316,7 @@ async fn fifty_concurrent_duplicates_refund_once() {
     let support = service.support().await;
     let payment = service.customer().await.places_an_order().await.pay_successfully().await;
     let bodies = distinct_bodies_of_fifty_duplicates(support.refund(payment, Some(100))).await;
-    assert_eq!(bodies.len(), 1, "all responses are the same: {bodies:#?}");
+    assert_eq!(bodies.len(), 1, "the responses differ: {bodies:#?}");
     assert_eq!(service.gateway().ledger().refunds.len(), 1);
     service.invariants_hold().await;
 }

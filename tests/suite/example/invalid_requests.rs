@@ -1,4 +1,4 @@
-//! The problems for invalid bodies, queries and ids.
+//! The problem responses (RFC 9457) to invalid bodies, queries and ids.
 use dev::harness::MUG;
 use serde_json::json;
 

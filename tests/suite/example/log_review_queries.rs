@@ -1,4 +1,5 @@
-//! The queries of the regular review (docs/logs.md) run with the privileges of the service, and find their events.
+//! The queries of the regular review of logs (docs/logs.md) run with the privileges of the service, and find their
+//! events.
 use std::path::Path;
 
 use dev::harness::{PASSWORD, Service};

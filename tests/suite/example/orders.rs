@@ -109,7 +109,7 @@ async fn the_largest_order_has_an_exact_total() {
     assert_eq!(order["total_amount"], 1_000_000_000_000_000_i64);
 }
 
-/// Returns the orders of all pages of a list.
+/// Returns the orders of all pages of a list. Checks that every page except the last one is full.
 async fn pages(user: &User, query: &str, limit: usize) -> Vec<Value> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -118,7 +118,7 @@ async fn pages(user: &User, query: &str, limit: usize) -> Vec<Value> {
         let data = page["data"].as_array().unwrap();
         all.extend(data.clone());
         let Some(next) = page["next_cursor"].as_str() else { return all };
-        assert_eq!(data.len(), limit, "every page but the last one is full");
+        assert_eq!(data.len(), limit, "every page except the last one must be full");
         cursor = format!("&cursor={next}");
     }
 }

@@ -1,4 +1,4 @@
-//! Payments during failures of the gateway, the network or the service.
+//! Payments during failures of the gateway, the network, the database or the service, and after a client disconnects.
 use dev::{
     example::gateway::{Event, Faults, Webhooks},
     harness::{Service, eventually},
@@ -86,7 +86,7 @@ async fn a_webhook_settles_a_payment_during_its_request() {
     assert_eq!(
         service.metric("payments_total{outcome=\"succeeded\"}").await,
         1,
-        "the payment is counted once"
+        "the payment must be counted once"
     );
     service.invariants_hold().await;
 }
@@ -130,7 +130,8 @@ async fn a_payment_survives_a_crash_between_charge_and_settlement() {
 #[tokio::test]
 async fn a_client_disconnect_does_not_cancel_the_charge() {
     let service = builder()
-        // Recovery does not run during the test, so only the request itself can settle the payment.
+        // Recovery runs at the start of the service, and not again during the test. So only the request itself can
+        // settle the payment.
         .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
         .setting("GATEWAY_TIMEOUT_MS", "9000")
         .start()
@@ -206,9 +207,9 @@ async fn an_open_breaker_rejects_and_keeps_the_key_usable() {
     let response = response.assert_problem(503, "unavailable");
     let seconds: u64 = response.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=10).contains(&seconds), "{response}");
-    assert_eq!(order.payments().await, NO_PAYMENTS, "nothing is stored");
+    assert_eq!(order.payments().await, NO_PAYMENTS, "no payment must be stored");
     let keys = format!("select count(*) from idempotency_keys where key = 'checkout-{}'", order.id);
-    assert_eq!(service.database().number(keys).await, 0, "the key is not stored");
+    assert_eq!(service.database().number(keys).await, 0, "the key must not be stored");
     assert_eq!(service.metric("circuit_breaker_state{service=\"payment_gateway\"}").await, 2);
 
     service.gateway().faults().clear();
@@ -250,7 +251,7 @@ async fn a_slow_gateway_does_not_starve_other_routes() {
 
     let rejected = third.pay("pm_card_ok").await.assert_problem(503, "unavailable");
     assert_eq!(rejected.header("retry-after"), Some("1"));
-    assert_eq!(third.payments().await, NO_PAYMENTS, "nothing is stored");
+    assert_eq!(third.payments().await, NO_PAYMENTS, "no payment must be stored");
     customer.places_an_order().await;
     assert_eq!(third.status().await, "pending_payment");
 
@@ -289,7 +290,8 @@ async fn a_payment_is_not_charged_if_its_commit_is_unconfirmed() {
     let service = builder().with_database_proxy().start().await;
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
-    // The payment's first transaction waits for a lock. The connection is cut before the commit is confirmed.
+    // The payment's first transaction waits for a lock. The test cuts the database connection before the commit is
+    // confirmed.
     let lock =
         service.database().hold(&format!("select from orders where id = '{}' for update", order.id)).await;
     let request = order.pay("pm_card_ok");
@@ -306,7 +308,7 @@ async fn a_payment_is_not_charged_if_its_commit_is_unconfirmed() {
     assert!(response.header("retry-after").is_some(), "{response}");
     let sends =
         |service: &Service| service.gateway().requests().iter().filter(|sent| sent.method == "POST").count();
-    assert_eq!(sends(&service), 0, "a payment whose commit is unconfirmed is not charged");
+    assert_eq!(sends(&service), 0, "a payment whose commit is unconfirmed must not be charged");
 
     lock.release().await;
     let paid = eventually("the retry has the outcome", async || {

@@ -1,5 +1,5 @@
-//! The trace of a payment (its request, the database, the gateway, recovery and webhooks), and the logs and metrics that
-//! refer to it.
+//! The trace of a payment (its request, the database, the gateway, recovery and webhooks), and the logs and metrics
+//! that refer to it.
 use dev::harness::{Collector, MUG, Span, SpanKind, SpanStatus, TEAPOT, eventually};
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ fn names(spans: &[Span]) -> Vec<&str> {
 async fn the_gateway_call_has_the_trace_and_correlation_id() {
     // The service continues a caller's trace only if the caller is a trusted proxy.
     let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
-    // A webhook may arrive before the response, and then settles the payment in a trace of its own.
+    // A webhook may arrive before the gateway's response, and then settles the payment in a trace of its own.
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -47,7 +47,7 @@ async fn the_gateway_call_has_the_trace_and_correlation_id() {
 async fn a_payment_is_one_trace_across_database_and_gateway() {
     let collector = Collector::start().await;
     let service = traced(&collector).await;
-    // A webhook may arrive before the response, and then settles the payment in a trace of its own.
+    // A webhook may arrive before the gateway's response, and then settles the payment in a trace of its own.
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
     let paid = order.pay("pm_card_ok").header("x-correlation-id", "a-checkout").await.assert_status(201);
@@ -84,7 +84,7 @@ async fn a_payment_is_one_trace_across_database_and_gateway() {
     for span in children[..4].iter().chain(&settled) {
         assert_eq!((span.kind, span.status), (SpanKind::Client, SpanStatus::Unset), "{span:#?}");
         assert!(request.started <= span.started && span.started <= span.ended, "{span:#?}");
-        assert!(span.ended <= request.ended, "the span ends before its request: {span:#?}");
+        assert!(span.ended <= request.ended, "the span ends after its request: {span:#?}");
     }
     let database = service.database().service_url();
     assert_attributes(
@@ -137,7 +137,7 @@ async fn a_failed_gateway_call_has_its_cause_in_the_span() {
     let call = collector
         .wait_for_span("the call", |span| span.parent_id == request.span_id && span.name == "POST")
         .await;
-    assert_eq!(call.status, SpanStatus::Error, "a 422 is an error of the gateway call");
+    assert_eq!(call.status, SpanStatus::Error, "a 422 must be an error of the gateway call");
     assert_attributes(&call, &[("http.response.status_code", json!(422)), ("error.type", json!("422"))]);
 }
 
@@ -155,7 +155,7 @@ async fn recovery_and_webhooks_link_to_the_payments_trace() {
         })
         .await;
     assert_eq!(webhook.attributes["correlation_id"], "with-webhook");
-    assert_ne!(webhook.trace_id, began.trace_id, "the webhook has a trace of its own");
+    assert_ne!(webhook.trace_id, began.trace_id, "the webhook must have a trace of its own");
 
     service.disable_webhooks();
     let order = service.customer().await.places_an_order().await;
@@ -221,7 +221,7 @@ async fn every_line_of_a_request_has_its_ids_and_user() {
         assert!(failure[field].is_string(), "{field} in {failure:#}");
         assert_eq!(failure[field], access[field]);
     }
-    assert_ne!(failure["span_id"], access["span_id"], "the failure is logged in a span of its own");
+    assert_ne!(failure["span_id"], access["span_id"], "the failure must be logged in a span of its own");
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! Paying an order exactly once.
+//! Payments: an order is paid exactly once. Also declines, the visibility of payments, audit events, retries, locks,
+//! leases and attempts.
 use dev::{
     example::gateway::ChargeStatus,
     harness::{Order, Service, eventually},
@@ -241,7 +242,7 @@ async fn another_key_after_a_decline_is_another_charge() {
 }
 
 /// Starts a service with a gateway timeout of nine seconds, so that a call waits while the gateway holds its response.
-/// Recovery does not run during the test.
+/// Recovery runs at the start of the service, and not again during the test.
 async fn service_with_long_gateway_timeout() -> Service {
     builder()
         .setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600")
@@ -314,7 +315,11 @@ async fn attempts_are_counted_and_committed_before_each_send() {
     let attempt = order.pay("pm_card_ok").in_background();
     let payment = wait_until_charged(&service, &order).await;
     let attempts = format!("select attempts::bigint from payments where id = '{payment}'");
-    assert_eq!(service.database().number(attempts).await, 1, "the attempt is committed before the response");
+    assert_eq!(
+        service.database().number(attempts).await,
+        1,
+        "the attempt must be committed before the response"
+    );
     service.gateway().release();
     let _paid = attempt.response().await.assert_status(201);
 }

@@ -20,7 +20,7 @@ impl Fixtures {
     }
 }
 
-/// Paths to which an auditor is not authorized to send a POST request.
+/// Some of the paths to which an auditor is not authorized to send a POST request.
 pub(crate) const FORBIDDEN_TO_AUDITORS: [&str; 3] =
     ["/v1/orders", "/v1/products", "/v1/payments/01900000-0000-7000-8000-000000000009/refunds"];
 

@@ -140,8 +140,8 @@ async fn a_charge_whose_payment_was_lost_in_a_restore_is_found() {
         (service.metric("payment_discrepancies_open").await == 1).then_some(())
     })
     .await;
-    assert_eq!(order.status().await, "pending_payment", "reconciliation settles nothing");
-    assert_eq!(service.gateway().ledger().refunds.len(), 0, "reconciliation refunds nothing");
+    assert_eq!(order.status().await, "pending_payment", "reconciliation must settle nothing");
+    assert_eq!(service.gateway().ledger().refunds.len(), 0, "reconciliation must refund nothing");
 }
 
 #[tokio::test]
@@ -205,8 +205,9 @@ fn eleven_minutes_older(id: Uuid) -> Uuid {
     Uuid::from_u128(id.as_u128() - ((11 * 60 * 1000) << 80))
 }
 
-/// Replaces the ids of a payment and of its refund by ids that are eleven minutes older. Reconciliation reports only
-/// records that are older than ten minutes as missing at the gateway. Returns the new ids.
+/// Replaces the ids of a payment and of its refund by ids that are eleven minutes older, and clears `listed_at` of
+/// both. Reconciliation reports a record as missing at the gateway only if it is older than ten minutes and was not
+/// listed yet. Returns the new ids.
 async fn backdate_records(service: &Service, payment: Uuid, refund: Uuid) -> (Uuid, Uuid) {
     let (aged, aged_refund) = (eleven_minutes_older(payment), eleven_minutes_older(refund));
     // The setting disables the foreign keys, which the statements violate until the last row is changed.
@@ -258,7 +259,7 @@ async fn a_charge_missing_in_the_listing_is_no_discrepancy() {
     assert_nothing_recorded(&service).await;
     let unlisted = "select (select count(*) from payments where listed_at is null)
                          + (select count(*) from refunds where listed_at is null)";
-    assert_eq!(service.database().number(unlisted).await, 0, "the gateway was polled for both");
+    assert_eq!(service.database().number(unlisted).await, 0, "the gateway was not polled for both records");
 }
 
 #[tokio::test]

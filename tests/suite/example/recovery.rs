@@ -1,5 +1,6 @@
-//! Recovery of payments and refunds with an unknown outcome: the service polls the gateway, resends the request if
-//! necessary, and never guesses the outcome.
+//! Recovery of payments and refunds with an unknown outcome: the service polls the gateway, and resends the request if
+//! necessary. A contradictory response or a rejection settles nothing. A payment fails if the gateway has no charge
+//! after 25 hours. A refund that the gateway does not have stays in progress.
 use dev::{
     example::gateway::{Charge, ChargeStatus, Event, Faults, Webhooks},
     harness::{Order, Service, eventually},
@@ -74,7 +75,7 @@ async fn a_charge_is_resent_with_identical_bytes_and_key() {
 
     let sent = service.gateway().requests();
     let sent: Vec<_> = sent.iter().filter(|request| request.idempotency_key.as_ref() == Some(&key)).collect();
-    assert!(sends_by_request >= 1 && sent.len() > sends_by_request, "recovery has resent the charge");
+    assert!(sends_by_request >= 1 && sent.len() > sends_by_request, "recovery has not resent the charge");
     for request in &sent {
         assert_eq!((&request.path, &request.body), (&sent[0].path, &sent[0].body));
         assert_eq!(request.correlation_id.as_deref(), Some("the-first-request"));
@@ -141,9 +142,13 @@ async fn a_payment_without_a_charge_fails_only_after_25_hours() {
     assert_eq!(
         payment(&service, id).await["status"],
         "processing",
-        "an empty response fails no payment before 25 hours"
+        "an empty response must fail no payment before 25 hours"
     );
-    assert_eq!(service.count_requests_for(id).await, sent, "a key that may have expired is not used again");
+    assert_eq!(
+        service.count_requests_for(id).await,
+        sent,
+        "a key that may have expired must not be used again"
+    );
 
     eventually("the payment has failed", async || {
         backdate_first_send(&service, "payments", id, "25 hours 1 minute").await;
@@ -176,7 +181,7 @@ async fn an_empty_response_never_fails_a_refund() {
     .await;
     let row = service.database().rows(format!("select * from refunds where id = '{refund}'")).await.remove(0);
     assert_eq!(row["status"], "processing");
-    assert_eq!(payment(&service, paid).await["refund_reserved_amount"], 500, "the amount stays reserved");
+    assert_eq!(payment(&service, paid).await["refund_reserved_amount"], 500, "the amount must stay reserved");
     assert_eq!(service.count_requests_for(refund).await, sent);
     service.invariants_hold().await;
 }
@@ -248,7 +253,7 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
     wait_for_another_poll(&service, id).await;
     assert_eq!(payment(&service, id).await["status"], "processing");
     assert_eq!(order.status().await, "pending_payment");
-    assert_eq!(discrepancies(&service, id).await.len(), 1, "the same discrepancy is recorded once");
+    assert_eq!(discrepancies(&service, id).await.len(), 1, "the same discrepancy must be recorded once");
     assert_eq!(service.metric("audit_events_total{event_type=\"data_change\",result=\"failure\"}").await, 1);
 
     // A second charge of the same payment is a new discrepancy.
@@ -301,7 +306,7 @@ async fn a_webhook_settles_a_payment_that_needs_review() {
     service.gateway().record(charge.clone()).unwrap();
     let event = Event::of_charge(&charge).unwrap();
     assert_eq!(service.gateway().deliver_webhook(&event).await.unwrap(), 204);
-    assert_eq!(order.status().await, "paid", "the webhook settles the payment during the outage");
+    assert_eq!(order.status().await, "paid", "the webhook must settle the payment during the outage");
     assert!(payment(&service, id).await["parked_at"].is_null());
     service.invariants_hold().await;
 }

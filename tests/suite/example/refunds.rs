@@ -171,7 +171,7 @@ async fn polling_settles_a_refund_of_unknown_outcome_once() {
     assert_eq!(refund.text("status"), "processing");
     // The amount of a refund in progress is reserved and cannot be refunded again.
     let _reserved = support.refund(id, Some(2000)).await.assert_problem(409, "conflict");
-    assert_eq!(payment(&support, id).await.1, 0, "the amount is not refunded yet");
+    assert_eq!(payment(&support, id).await.1, 0, "the amount must not be refunded yet");
 
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
     order.wait_until("partially_refunded").await;
@@ -358,7 +358,7 @@ async fn a_second_gateway_refund_is_a_discrepancy() {
     assert_eq!(
         service.audit_events(&discrepancies).await.len(),
         0,
-        "an event of the same gateway refund is no discrepancy"
+        "an event of the same gateway refund must be no discrepancy"
     );
 
     let second = dev::example::gateway::Refund { id: "re_second".to_owned(), ..made };
@@ -390,7 +390,7 @@ async fn a_refund_is_not_sent_if_its_commit_is_unconfirmed() {
     assert_eq!(
         service.gateway().ledger().refunds.len(),
         0,
-        "a refund whose commit is unconfirmed is not sent"
+        "a refund whose commit is unconfirmed must not be sent"
     );
 
     lock.release().await;
@@ -430,7 +430,7 @@ async fn an_http_rejection_keeps_the_amount_until_an_operator_ends_it() {
     assert_eq!(service.database().number(&reserved).await, 0);
     let ended = service.audit_events("resource = 'refunds' and action = 'settle'").await;
     assert_eq!(ended[0]["metadata"]["decided_by_operator"], "the gateway has no such refund, ticket 7");
-    assert_eq!(service.command(&end, &[]).await.code(), Some(1), "a settled refund cannot be ended again");
+    assert_eq!(service.command(&end, &[]).await.code(), Some(1), "a settled refund must not be ended again");
 
     service.gateway().faults().set(Faults { webhooks: Webhooks::Never, ..Faults::default() });
     let _all = support.refund(id, None).await.assert_status(201);

@@ -140,7 +140,7 @@ async fn several_replicas_poll_once_for_each_payment() {
             .requests()
             .into_iter()
             .filter(|request| request.method == "GET" && request.path.contains(&payment));
-        assert_eq!(poll.count(), 1, "payment {payment} is polled once");
+        assert_eq!(poll.count(), 1, "payment {payment} must be polled once");
     }
     let settled = "select count(*) from audit_events where resource = 'payments' and action = 'settle'";
     assert_eq!(one.database().number(settled).await, 12);

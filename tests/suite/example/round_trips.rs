@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use crate::database::round_trips::{counted_service, measure_cost};
 
-/// Round trips of each route. A change that raises a number makes the route more expensive, and must state the reason
-/// here.
+/// Routes with their expected status and number of round trips. A change that raises a number makes the route more
+/// expensive, and must state the reason here.
 const ROUND_TRIPS: [(&str, u16, usize); 7] = [
     ("GET /v1/products", 200, 1),
     ("POST /v1/orders", 201, 2),

@@ -143,8 +143,8 @@ async fn use_staff_routes(
     [support.token.clone(), admin.token.clone(), auditor.token.clone()].into()
 }
 
-/// Sends a password, a card number and a token to every route of the OpenAPI document. The routes of new slices are
-/// included.
+/// Sends a password, a card number and a token to every route of the OpenAPI document. The document also has the routes
+/// of new slices (the domain modules in `src/slices`).
 async fn send_secrets_to_every_route(service: &Service, rejections: &mut Vec<HttpResponse>) {
     let body = json!({ "password": PASSWORD, "card_number": CARD, "token": STRAY_TOKEN });
     let admin = service.admin().await;
@@ -183,10 +183,10 @@ async fn no_secret_is_in_logs_spans_metrics_audit_log_or_errors() {
         ("a metric", metrics.lines().map(str::to_owned).collect()),
         ("the audit log", events.iter().map(ToString::to_string).collect()),
         ("an error's body", rejections.iter().map(ToString::to_string).collect()),
-        ("a response of operations", vec![health, problem]),
+        ("a response of the operations listener", vec![health, problem]),
     ];
     let first = service.logs().into_iter().find(|line| line["message"] == "the service is up");
-    assert!(first.is_some(), "the logs include the first line of the service");
+    assert!(first.is_some(), "the logs lack the first line of the service");
     let database_password = service.database().service_url().password().unwrap().to_owned();
     let mut secrets =
         vec!["SECRET", CARD, WEBHOOK_SECRET, GATEWAY_API_KEY, STAFF_PASSWORD, &database_password];

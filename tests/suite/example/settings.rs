@@ -1,5 +1,5 @@
-//! The settings of the payment gateway. A call to the gateway requires a trusted certificate, and uses no proxy of the
-//! environment.
+//! The settings of the payment gateway. A call to the gateway requires a trusted certificate, and ignores the proxies
+//! that environment variables name.
 use dev::harness::eventually;
 
 use crate::{

@@ -52,7 +52,10 @@ async fn a_payment_survives_a_panic_of_recovery() {
     let _unknown =
         order.pay("pm_card_timeout").header("x-correlation-id", "unlucky").await.assert_status(202);
     let panic = the_only_panic(&service, "recovery.leased").await;
-    assert_eq!(panic["correlation_id"], "unlucky", "the id of the request that began the payment");
+    assert_eq!(
+        panic["correlation_id"], "unlucky",
+        "the panic must have the id of the request that began the payment"
+    );
     order.wait_until("paid").await;
     service.invariants_hold().await;
 }

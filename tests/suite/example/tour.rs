@@ -1,4 +1,4 @@
-//! The outputs in `docs/tour.md`, compared with those of a run.
+//! The outputs in `docs/tour.md`, compared with the outputs of a run of this test.
 //!
 //! Each block of the document after a line `<!-- output: NAME -->` is compared with the output NAME of the run. Values
 //! that can differ in every run, such as ids and times, are replaced in both texts first. `UPDATE_TOUR=1 cargo test
@@ -119,8 +119,9 @@ async fn the_tour_shows_what_a_run_prints() {
     compare(&outputs);
 }
 
-/// Compares the document with the run, and checks that the functions to which the document links exist. If
-/// `UPDATE_TOUR` is set, writes the run's outputs into the document instead.
+/// Checks that the document has a block for each output of the run. Then compares the blocks with the outputs, and
+/// checks that the functions to which the document links exist. If `UPDATE_TOUR` is set, writes the outputs into the
+/// blocks instead.
 fn compare(outputs: &Outputs) {
     let path = repository().join("docs/tour.md");
     let document = fs::read_to_string(&path).unwrap();

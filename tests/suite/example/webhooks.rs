@@ -207,7 +207,7 @@ async fn an_event_after_the_response_changes_nothing() {
     let support = service.support().await;
     let _refunded = support.refund(payment, None).await.assert_status(201);
     let _late = deliver_now(&service, &Event::of_charge(&charge).unwrap()).await.assert_status(204);
-    assert_eq!(order.status().await, "refunded", "an old event does not restore an old state");
+    assert_eq!(order.status().await, "refunded", "an old event must not restore an old state");
     assert_eq!(discrepancies(&service, payment).await, [Value::Null; 0]);
     service.invariants_hold().await;
 }
@@ -358,7 +358,7 @@ async fn an_event_that_failed_is_applied_when_it_is_resent() {
     assert_eq!(
         service.database().number(&claimed).await,
         0,
-        "the id of an event is stored only together with its effect"
+        "the id of an event must be stored only together with its effect"
     );
     assert_eq!(order.status().await, "pending_payment");
 

@@ -1,5 +1,5 @@
-//! Limits: the duration, the number and the rate of requests, the number of connections, and the size of headers. A 429
-//! and a 503 have a `Retry-After`. A malformed request is rejected and counted.
+//! Limits: the duration, the number and the rate of requests, the number and the idle time of connections, and the size
+//! of headers. A 429 and a 503 have a `Retry-After`. A malformed request is rejected, counted and logged.
 use std::time::Duration;
 
 use dev::harness::{HttpResponse, Request, Service, TABLE, WAIT_TIMEOUT, eventually};
@@ -90,7 +90,8 @@ async fn an_overloaded_service_responds_503_at_once() {
     }
 }
 
-/// Sends the same request until it is rejected. Returns the number of accepted requests, and the rejection.
+/// Sends the same request until it is rejected, at most 100 times. Returns the number of accepted requests, and the
+/// rejection.
 async fn send_until_rejected(request: Request) -> (usize, HttpResponse) {
     for sent in 0..100 {
         let response = request.clone().await;
@@ -98,7 +99,7 @@ async fn send_until_rejected(request: Request) -> (usize, HttpResponse) {
             return (sent, response);
         }
     }
-    panic!("the request is never rejected: {request:?}");
+    panic!("100 requests were accepted: {request:?}");
 }
 
 #[tokio::test]
@@ -156,7 +157,7 @@ async fn a_client_cannot_evade_the_limit_by_a_forged_header() {
         let value = if header == "forwarded" { format!("for=192.0.2.{n}") } else { format!("192.0.2.{n}") };
         rejected |= from(&direct, header, &value).await.status == 429;
     }
-    assert!(rejected, "without a trusted proxy, the limit applies to the address of the peer");
+    assert!(rejected, "without a trusted proxy, the limit must apply to the address of the peer");
 
     let proxied = builder()
         .setting("RATE_LIMIT_ADDRESS_PER_SECOND", "1")
@@ -310,7 +311,7 @@ async fn a_request_without_one_valid_host_is_rejected() {
     );
     let mut old = RawConnection::to(&service).await;
     old.write("GET /problems HTTP/1.0\r\n\r\n").await;
-    assert!(old.read_until_closed().await.contains(" 200 "), "HTTP/1.0 requires no Host");
+    assert!(old.read_until_closed().await.contains(" 200 "), "HTTP/1.0 must not require a Host");
 }
 
 #[tokio::test]
@@ -412,7 +413,7 @@ async fn a_connection_over_the_limit_waits_and_probes_do_not() {
     let mut third = RawConnection::to(&service).await;
     third.write(request).await;
     assert!(tokio::time::timeout(Duration::from_millis(500), third.0.readable()).await.is_err());
-    assert_eq!(service.ops("/readyz").await.0, 200, "the operations listener has a limit of its own");
+    assert_eq!(service.ops("/readyz").await.0, 200, "the operations listener must have a limit of its own");
     drop(open);
     third.wait_for_response().await;
 }

@@ -1,4 +1,4 @@
-//! Behaviour of every route: headers, limits, panics, problems, and the OpenAPI document.
+//! Behaviour that all routes share: headers, limits, problems, and the OpenAPI document. Also panics of workers.
 mod headers;
 mod limits;
 pub(crate) mod openapi;

@@ -31,8 +31,10 @@ pub fn operations() -> impl Iterator<Item = (String, &'static str, &'static Map<
 /// Returns the target of a reference within the document, or the value itself if it is no reference.
 pub fn resolved(value: &'static Value) -> &'static Value {
     let Some(reference) = value.get("$ref") else { return value };
-    let pointer =
-        reference.as_str().and_then(|reference| reference.strip_prefix('#')).expect("a local reference");
+    let pointer = reference
+        .as_str()
+        .and_then(|reference| reference.strip_prefix('#'))
+        .expect("the reference is not local");
     DOCUMENT.pointer(pointer).unwrap_or_else(|| panic!("the document has no {pointer}"))
 }
 
@@ -74,7 +76,7 @@ pub fn agrees_with_the_document(exchange: &Exchange<'_>) {
         .unwrap_or_else(|| panic!("the document lacks the type {media_type} of {method} {path}: {response}"))
         ["schema"];
     if method.as_str() != "HEAD" {
-        assert_matches_schema(schema["$ref"].as_str().expect("every body has a named schema"), response);
+        assert_matches_schema(schema["$ref"].as_str().expect("the body has no named schema"), response);
     }
 }
 
@@ -88,7 +90,7 @@ const OPTIONAL: [&str; 3] = ["ratelimit", "ratelimit-policy", "idempotency-repla
 
 /// Panics if a header is undocumented, invalid or missing.
 fn assert_headers(documented: &'static Value, Exchange { method, path, response }: &Exchange<'_>) {
-    let documented = documented.as_object().expect("every response has documented headers");
+    let documented = documented.as_object().expect("the response has no documented headers");
     for name in response.headers.keys().map(axum::http::HeaderName::as_str) {
         let known = documented.contains_key(name) || UNDOCUMENTED.contains(&name);
         assert!(
@@ -173,7 +175,7 @@ async fn the_documentation_page_loads_nothing_from_elsewhere() {
     assert!(policy.starts_with("default-src 'self'"), "{policy}");
     assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
     let links: Vec<_> = page.text.split(['"', '\'']).filter(|word| word.contains("//")).collect();
-    assert_eq!(links, [""; 0], "the page loads no resource of another server");
+    assert_eq!(links, [""; 0], "the page loads resources of another server");
     let scripts: Vec<_> =
         page.text.split("src=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
     assert!(!scripts.is_empty());
@@ -182,7 +184,7 @@ async fn the_documentation_page_loads_nothing_from_elsewhere() {
         let script = anonymous.get(&path).await.assert_status(200);
         assert!(script.header("content-type").unwrap().contains("javascript"), "{path}");
     }
-    assert!(!page.text.contains("<script>"), "the policy would block an inline script");
+    assert!(!page.text.contains("<script>"), "the page has an inline script, which its policy blocks");
 }
 
 #[test]

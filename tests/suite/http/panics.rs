@@ -38,7 +38,7 @@ async fn a_worker_that_panics_is_started_again_and_its_work_is_done() {
         })
         .await;
     assert_eq!((&ended["worker"], &ended["panicked"]), (&"audit_sealing".into(), &true.into()), "{ended:#}");
-    assert_eq!(ended["correlation_id"], panic["correlation_id"], "both lines belong to the same run");
+    assert_eq!(ended["correlation_id"], panic["correlation_id"], "both lines must belong to the same run");
     wait_until_everything_is_sealed(&service).await;
     verify(&service, &[]).await.succeeded();
     eventually("the worker succeeds again", async || {

@@ -72,7 +72,7 @@ fn every_variable_is_a_setting_and_secrets_are_references() {
         }
         let from = || container.env_from.iter().flatten();
         let maps: Vec<_> = from().filter_map(|from| Some(&from.config_map_ref.as_ref()?.name)).collect();
-        assert_eq!(maps, ["settings"], "settings come from one ConfigMap");
+        assert_eq!(maps, ["settings"], "settings must come from one ConfigMap");
         let secrets: Vec<_> = from().filter_map(|from| Some(&from.secret_ref.as_ref()?.name)).collect();
         let expected: &[&str] = if container.name == "service" { &["service"] } else { &[] };
         assert_eq!(secrets, expected, "{}", container.name);
@@ -153,7 +153,7 @@ fn ports_match_the_listeners_which_stay_separate() {
     }
     for (name, target) in [("api", "api"), ("operations", "operations")] {
         let targets: Vec<_> = objects.service(name).spec.unwrap().ports.unwrap();
-        assert_eq!(targets.len(), 1, "{name} leads to one listener");
+        assert_eq!(targets.len(), 1, "{name} must lead to one listener");
         assert_eq!(targets[0].target_port, Some(IntOrString::String(target.to_owned())));
     }
     let monitor = objects.of_kind("ServiceMonitor")[0];
@@ -161,7 +161,7 @@ fn ports_match_the_listeners_which_stay_separate() {
     assert_eq!(monitor["spec"]["endpoints"][0]["port"].as_str(), named.as_deref());
     assert_eq!(
         monitor["spec"]["endpoints"][0]["honorLabels"], true,
-        "the label `service` of a metric is not renamed"
+        "the label `service` of a metric would be renamed"
     );
 }
 
@@ -396,8 +396,7 @@ fn series_of_jobs(job: &str) -> Vec<Value> {
 }
 
 /// Returns a test for promtool: after 59 minutes of these series, no alert fires. The test ignores alerts whose label
-/// `scope` names a slice, because they report that metrics of this slice are missing, and the series contain no such
-/// metrics.
+/// `scope` names a slice. These alerts report missing metrics of the slice, and the series contain no such metrics.
 fn no_alert_test(series: &[Value]) -> Value {
     let mut rule_files: Vec<_> = run_script("rules.sh", &DEMO)
         .iter()

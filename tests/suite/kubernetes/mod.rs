@@ -1,4 +1,5 @@
-//! The manifests of `deploy/kubernetes` are valid and agree with the service.
+//! The manifests of `deploy/kubernetes` are valid, and agree with the service and with `prometheus/alertmanager.yml`.
+//! The scripts in that directory work.
 mod files;
 mod rendered;
 mod schema;

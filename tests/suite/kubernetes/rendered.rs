@@ -39,7 +39,11 @@ fn kustomize_renders_valid_objects_for_each_overlay() {
         let [service, migration] = objects.pods();
         let image = only_container(&service).image.clone().unwrap();
         assert!(image.contains('/') && image.contains(':'), "{image}");
-        assert_eq!(only_container(&migration).image.as_ref(), Some(&image), "the pods have the same image");
+        assert_eq!(
+            only_container(&migration).image.as_ref(),
+            Some(&image),
+            "the pods must have the same image"
+        );
     }
 }
 
@@ -56,8 +60,8 @@ fn the_pods_get_the_settings_of_their_overlay() {
         }
         for pod in objects.pods() {
             let from = only_container(&pod).env_from.as_ref().unwrap()[0].config_map_ref.as_ref().unwrap();
-            assert_eq!(map["metadata"]["name"], from.name, "the pods use the generated ConfigMap");
-            assert_ne!(from.name, "settings", "the name contains a hash of the settings");
+            assert_eq!(map["metadata"]["name"], from.name, "the pods must use the generated ConfigMap");
+            assert_ne!(from.name, "settings", "the name must have a hash of the settings");
         }
     }
 }
@@ -83,8 +87,8 @@ fn the_overlay_of_the_stack_routes_alerts_like_the_demo() {
     let path = repository().join("prometheus/alertmanager.yml");
     let demo = documents(&fs::read_to_string(path).unwrap()).remove(0);
 
-    // The comparison excludes the heartbeat, and the inhibitions about alerts of the monitoring stack. The monitoring
-    // stack of a cluster has its own heartbeat and inhibitions.
+    // The comparison excludes the route and the receiver of the heartbeat, and the inhibitions about alerts of the
+    // demo's monitoring stack. The monitoring stack of a cluster has its own heartbeat and inhibitions.
     let routes: Vec<_> = demo["route"]["routes"]
         .as_array()
         .unwrap()
@@ -141,7 +145,7 @@ fn pods_trust_the_authority_of_the_replicated_database() {
         let volumes = pod.volumes.clone().unwrap_or_default();
         let secrets: Vec<_> =
             volumes.iter().filter_map(|volume| volume.secret.as_ref()?.secret_name.as_deref()).collect();
-        assert_eq!(secrets, ["database-ca"], "CloudNativePG creates this Secret");
+        assert_eq!(secrets, ["database-ca"], "the pods must mount this Secret, which CloudNativePG creates");
         let mounts = only_container(&pod).volume_mounts.clone().unwrap_or_default();
         assert_eq!(mounts[0].mount_path, "/etc/database");
     }
@@ -156,9 +160,9 @@ fn the_policies_allow_queries_to_the_clusters_dns() {
     assert_eq!(names["ports"][0]["port"], 53);
     assert!(
         names["to"][0]["podSelector"].is_null(),
-        "Kustomize adds the labels of the service to each selector, which then selects no pod of the DNS service"
+        "Kustomize would add the labels of the service to this selector, which would then select no DNS pod"
     );
     assert_eq!(names["to"][1]["ipBlock"]["cidr"], "169.254.20.10/32", "NodeLocal DNSCache");
     let policies = serde_json::to_string(&policies).unwrap();
-    assert!(!policies.contains("ingress-nginx"), "the maintenance of ingress-nginx has ended");
+    assert!(!policies.contains("ingress-nginx"), "ingress-nginx is no longer maintained");
 }

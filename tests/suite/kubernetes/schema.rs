@@ -1,5 +1,5 @@
-//! Strict parsing of Kubernetes objects. The types of `k8s-openapi` drop unknown fields, so a field is unknown if it is
-//! missing after an object is parsed and serialized again.
+//! Strict parsing of Kubernetes objects. The types of `k8s-openapi` drop unknown fields. So each object is parsed and
+//! serialized again, and a field that is then missing is unknown.
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::{
@@ -13,7 +13,7 @@ use k8s_openapi::api::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-/// Returns the documents of a YAML file.
+/// Returns the documents of a YAML text, without empty documents.
 pub(super) fn documents(text: &str) -> Vec<Value> {
     let documents = yaml_serde::Deserializer::from_str(text);
     documents.map(|document| Value::deserialize(document).unwrap()).filter(|value| !value.is_null()).collect()
@@ -26,7 +26,7 @@ pub(super) fn typed<T: DeserializeOwned + Serialize>(object: &Value) -> T {
     assert_eq!(
         &serde_json::to_value(&parsed).unwrap(),
         object,
-        "left: known fields, right: fields of the file"
+        "left: the known fields, right: all fields of the object"
     );
     parsed
 }
@@ -53,8 +53,8 @@ pub(super) fn check(object: &Value) {
     }
 }
 
-/// A custom resource. `k8s-openapi` has no types for Kustomize and for the operators of Prometheus and PostgreSQL.
-/// This type and the following types have only the fields that the manifests use.
+/// A custom resource. `k8s-openapi` has types neither for Kustomize nor for the operators of Prometheus and
+/// PostgreSQL. This type and the following types have only the fields that the manifests use.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Object<Spec> {

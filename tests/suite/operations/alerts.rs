@@ -53,7 +53,8 @@ async fn service_with_pager() -> (Service, Pager) {
     (builder().setting("ALERT_WEBHOOK_URL", &pager.url).start().await, pager)
 }
 
-/// Checks that an alert has this severity, and exactly the five members of an alert.
+/// Checks that an alert has this severity, and exactly five members: `title`, `severity`, `description`, `timestamp`
+/// and `metadata`.
 pub fn assert_complete(alert: &Value, severity: &str) {
     assert_eq!(alert["severity"], severity, "{alert:#}");
     assert!(alert["description"].as_str().is_some_and(|text| text.len() > 20), "{alert:#}");
@@ -68,11 +69,11 @@ async fn failed_audit_writes_raise_an_alert() {
     let (service, pager) = service_with_pager().await;
     let customer = service.customer().await;
     service.database().execute("revoke insert on audit_events from app_runtime").await;
-    // One statement writes the change and its audit event. The service recognizes the failed audit write by the context
-    // of the error, which names `record_audit_event`.
+    // One statement writes the change and its audit event. The service recognizes the failed audit write by the field
+    // CONTEXT of PostgreSQL's error, which names the SQL function `record_audit_event`.
     assert_eq!(customer.creates().await.status, 500);
     let failures = service.metric("audit_write_failures_total").await;
-    assert_eq!(failures, 1, "the failure is counted");
+    assert_eq!(failures, 1, "the failure must be counted once");
     let alert = pager.wait_for("Audit writes failed").await;
     assert_complete(&alert, "critical");
     assert_eq!(alert["metadata"]["events"], "1");
@@ -91,18 +92,19 @@ async fn a_chain_without_the_last_head_raises_an_alert() {
     let head = service.database().number("select number from audit_seal_head").await;
     service.wait_for_log("the process has logged the head", |line| line["seal_number"] == head).await;
     // The owner of the database deletes the whole chain of seals, and resets the head (the number and the hash of the
-    // last seal). The tables are then consistent with each other, but contradict the head that the process has read.
+    // last seal). The tables are then consistent with each other, but contradict the head that the service has
+    // read before.
     unseal(&service, "").await;
     let alert = pager.wait_for("Audit log tampered with").await;
     assert_complete(&alert, "critical");
     assert!(alert["description"].as_str().unwrap().contains("was rewritten"), "{alert:#}");
 }
 
-/// Starts a service and inserts an event that was recorded ten minutes ago. The event stays unsealed, because
-/// `delay_sealing` has opened a transaction.
+/// Starts a service and inserts an event whose `recorded_at` is ten minutes ago. The event stays unsealed until the
+/// transaction ends that `delay_sealing` has opened.
 async fn service_with_delayed_sealing(pager: &Pager, delay_sealing: impl AsyncFnOnce(&Database)) -> Service {
-    // An open transaction with writes delays sealing in every database of its server, so this service has a server of
-    // its own.
+    // An open transaction that has a transaction id delays sealing in every database of its PostgreSQL server. So this
+    // service has a server of its own.
     let service = builder()
         .on_a_dedicated_server()
         .setting("ALERT_WEBHOOK_URL", &pager.url)
@@ -166,7 +168,7 @@ async fn an_unreachable_pager_delays_no_request() {
     let customer = service.customer().await;
     service.database().execute("revoke insert on audit_events from app_runtime").await;
     assert_eq!(customer.creates().await.status, 500);
-    eventually("the alert is dropped", async || {
+    eventually("the delivery of the alert fails", async || {
         (service.metric("alerts_sent_total{outcome=\"failed\"}").await > 0).then_some(())
     })
     .await;

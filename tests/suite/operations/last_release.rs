@@ -1,5 +1,5 @@
 //! The last release and this release serve the same database at the same time. The test replaces the replicas of the
-//! last release one after the other (a roll), and then rolls back.
+//! last release one after the other (a roll), and then rolls back. [`longest_locks`] measures the locks of migrations.
 //!
 //! `.ci/checks/release --long` builds the last release, and passes its executable in `LAST_RELEASE`.
 use std::{
@@ -37,7 +37,7 @@ pub fn rows() -> u32 {
 /// Number of clients that send requests at the same time. All of them have the session of one customer.
 const CUSTOMERS: usize = 3;
 
-/// Number of requests that must be served after each step of the test, such as the replacement of one replica.
+/// Number of requests that the test waits for after a step, such as the replacement of one replica.
 const REQUESTS: usize = 60;
 
 /// Maximum time until the inserted audit events are sealed.
@@ -46,7 +46,7 @@ const UNTIL_SEALED: Duration = Duration::from_mins(5);
 /// Maximum time for which a migration holds a lock that blocks writers.
 const MAX_LOCK: Duration = Duration::from_millis(100);
 
-/// The requests of the clients during the roll, and their results.
+/// The requests of the clients during the whole test, and their results.
 #[derive(Default)]
 struct Load {
     served: AtomicUsize,
@@ -57,8 +57,8 @@ struct Load {
 }
 
 impl Load {
-    /// Sends requests until `closed` is true, and repeats each request whose response has the status 201. A replica of
-    /// the other release often serves the repetition.
+    /// Sends requests until `closed` is true, and repeats each request whose response has the status 201. During a
+    /// roll, a replica of the other release often serves the repetition.
     async fn send_until_closed(self: Arc<Self>, customer: User, mut closed: watch::Receiver<bool>) {
         while !*closed.borrow_and_update() {
             let listed = customer.lists().await;
@@ -89,7 +89,7 @@ impl Load {
         }
     }
 
-    /// Repeats every change so far.
+    /// Repeats each request in `changes`.
     async fn repeat_all(&self) {
         let changes = self.changes.lock().unwrap().clone();
         for (request, response) in &changes {
@@ -131,13 +131,14 @@ async fn export(executable: &Path, service: &Service, until: &str, file: &str) {
     .await;
 }
 
-/// Replaces one replica after the other by a replica that runs `executable`.
+/// Replaces one replica after the other by a replica that runs `executable`. Waits until more requests are served after
+/// each replacement, and finally repeats each request in [`Load::changes`].
 async fn roll(services: &mut [Service], executable: &Path, balancer: &Balancer, load: &Load) {
     for service in services {
         assert_eq!(service.terminate().await.code(), Some(0));
         service.restart_as(executable).await;
         balancer.add(service);
-        eventually("all three are ready", async || (balancer.ready() == 3).then_some(())).await;
+        eventually("all three replicas are ready", async || (balancer.ready() == 3).then_some(())).await;
         load.wait_until_more_served().await;
     }
     load.repeat_all().await;
@@ -151,8 +152,9 @@ pub async fn migrate(database: &Database) -> HashMap<String, Duration> {
     longest_locks(database, migrating).await
 }
 
-/// Awaits `migrating`, and observes the locks of sessions named `migrate` in the meantime. Returns each lock that
-/// blocks writers of an existing table, with the longest time for which it was held.
+/// Awaits `migrating`, and polls the locks of sessions with the `application_name` `migrate` in the meantime. Returns
+/// each observed lock that blocks writers of an existing table, with the longest time for which it was held. A lock
+/// that is held only between two polls is not observed.
 pub async fn longest_locks<T>(
     database: &Database,
     migrating: impl Future<Output = T>,
@@ -203,9 +205,9 @@ pub fn too_long(locks: &HashMap<String, Duration>) -> Vec<&String> {
     locks.iter().filter(|(_, held)| **held > MAX_LOCK).map(|(lock, _)| lock).collect()
 }
 
-/// Adds a column to every table except `_sqlx_migrations` while the replicas serve, as a later migration may do. A
-/// prepared `select *` from such a table then fails with `cached plan must not change result type`. So no statement of
-/// the service may select every column.
+/// Adds a column to every table except `_sqlx_migrations` while the replicas serve, as a later migration may do.
+/// Asserts that a prepared `select *` from [`TABLE`] then fails with `cached plan must not change result type`. A
+/// statement of the service that selects every column would fail in the same way.
 async fn add_a_column_to_every_table(database: &Database, name: &str) {
     let mut session = PgConnection::connect(database.owner_url().as_str()).await.unwrap();
     let every_column = format!("select * from {TABLE} limit 1");
@@ -257,7 +259,7 @@ async fn a_roll_forth_and_back_fails_no_request() {
     for service in &services {
         balancer.add(service);
     }
-    eventually("all three are ready", async || (balancer.ready() == 3).then_some(())).await;
+    eventually("all three replicas are ready", async || (balancer.ready() == 3).then_some(())).await;
     let (load, rolling) = (Arc::new(Load::default()), Instant::now());
     let (closed, closing) = watch::channel(false);
     let customers: Vec<_> = (0..CUSTOMERS)

@@ -1,4 +1,5 @@
-//! Operations: liveness, readiness, the health report, metrics, the cost of probes, and changes of the log filter.
+//! Operations: liveness, readiness, the health report, metrics, the cost of probes, and changes of the log filter. The
+//! modules test start and shutdown, settings, replicas, rolls, the service's own alerts, and calls to other servers.
 pub(crate) mod alerts;
 pub(crate) mod last_release;
 pub(crate) mod outbound;
@@ -193,5 +194,5 @@ async fn a_request_is_counted_by_its_route_and_never_by_its_path() {
         assert!(metrics.contains(series), "{series}\n{metrics}");
     }
     assert!(!metrics.contains(&id) && !metrics.contains("somewhere") && !metrics.contains("BREW"));
-    assert!(!metrics.contains("/readyz"), "only the API is counted");
+    assert!(!metrics.contains("/readyz"), "requests to the operations listener must not be counted");
 }

@@ -1,4 +1,5 @@
-//! Calls to other servers: the service rejects certificates of unknown authorities, and uses no proxy.
+//! Calls to other servers: the service accepts only certificates of trusted authorities, and ignores the proxies that
+//! environment variables name.
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
@@ -94,7 +95,7 @@ impl CountingProxy {
         Self { url, clients, server }
     }
 
-    /// Sets every environment variable from which HTTP clients read the address of a proxy.
+    /// Sets the environment variables from which HTTP clients read the address of a proxy.
     pub fn set_in_environment(&self, builder: Builder) -> Builder {
         ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]
             .into_iter()

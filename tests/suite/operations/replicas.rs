@@ -15,8 +15,8 @@ async fn a_session_is_valid_and_ends_at_every_replica() {
     let _ended = here.get("/v1/me").await.assert_status(401);
 }
 
-/// Sends rounds of requests until `closed` is true. Returns the number of responses of the successful rounds, and the
-/// responses of each failed round.
+/// Calls `uses_every_customer_route` until `closed` is true. Returns the number of responses of the successful calls,
+/// and the text of the responses of each failed call.
 async fn send_until_closed(customer: User, mut closed: watch::Receiver<bool>) -> (usize, Vec<String>) {
     let (mut served, mut failed) = (0, Vec::new());
     while !*closed.borrow_and_update() {
@@ -40,7 +40,7 @@ async fn a_rolling_restart_under_load_fails_no_request() {
         balancer.add(service);
     }
     let all_ready = async || {
-        eventually("all three are ready", async || (balancer.ready() == 3).then_some(())).await;
+        eventually("all three replicas are ready", async || (balancer.ready() == 3).then_some(())).await;
     };
     all_ready().await;
     let (closed, closing) = watch::channel(false);

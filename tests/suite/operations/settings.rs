@@ -110,5 +110,5 @@ async fn the_documents_have_one_row_for_every_setting() {
         "the settings",
         &names,
     );
-    assert_eq!(rows, names.len(), "no setting has two rows");
+    assert_eq!(rows, names.len(), "a setting must not have two rows");
 }

@@ -1,4 +1,5 @@
-//! Shutdown: work in flight is finished before the deadline, and the log reports work that is cancelled.
+//! Shutdown: work in flight is finished before the deadline, and the log reports work that is cancelled. A signal also
+//! ends the waits during the start, and a second signal ends the process immediately.
 use std::{path::Path, time::Instant};
 
 use dev::{
@@ -75,8 +76,8 @@ async fn work_past_the_deadline_is_cancelled_and_logged() {
     held.release().await;
 }
 
-/// Starts the service, waits until `until_waiting` is complete, and asserts that SIGTERM then ends the process without
-/// an error.
+/// Starts the service, waits until `until_waiting` is complete, and asserts that SIGTERM then ends the process with
+/// exit code 0 within ten seconds.
 async fn assert_signal_ends_wait(
     settings: &[(&str, String)],
     until_waiting: impl AsyncFn(&dev::process::Child),
@@ -168,7 +169,10 @@ async fn a_hanging_client_is_disconnected_at_the_deadline() {
     assert_eq!(service.terminate().await.code(), Some(1));
     let last = last_line(&service);
     let error = last["error"].as_str().unwrap();
-    assert!(error.ends_with("cancelled: 1 connections of the API"), "everything else has ended: {error}");
+    assert!(
+        error.ends_with("cancelled: 1 connections of the API"),
+        "everything else must have ended: {error}"
+    );
 }
 
 #[tokio::test]

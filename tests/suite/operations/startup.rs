@@ -1,5 +1,5 @@
-//! Start of the service: its requirements, the messages about requirements that are not met, the command `config`, and
-//! exit codes.
+//! Start of the service: its requirements, and the messages about requirements that are not met. Also the commands
+//! `migrate`, `config` and `probe`, and exit codes.
 use std::{
     path::Path,
     time::{Duration, Instant},
@@ -294,7 +294,7 @@ async fn a_failed_migration_is_rolled_back() {
     let unfinished = "select count(*) from _sqlx_migrations where not success";
     assert_eq!(database.number(unfinished).await, 0);
     let users = "select count(*) from pg_class where relname = 'users'";
-    assert_eq!(database.number(users).await, 0, "the first statements of the migration are rolled back");
+    assert_eq!(database.number(users).await, 0, "the first statements of the migration must be rolled back");
 
     database.execute("drop table sessions").await;
     command(&["migrate"], &settings).await.succeeded();

@@ -1,5 +1,5 @@
 //! Delivery of alerts by a real Alertmanager with the repository's configuration: an incident sends one notification.
-//! Also the links from alerts to runbooks.
+//! Also the runbooks, which the alert inbox serves at the addresses to which alerts link.
 use std::net::{Ipv4Addr, SocketAddr};
 
 use dev::{
@@ -24,9 +24,9 @@ pub(crate) async fn inbox() -> Inbox {
 }
 
 /// Returns the sorted names of the alerts that a real Alertmanager sends while the alerts `firing` fire, or `None` if
-/// Alertmanager is not installed. An entry of `firing` is the name of an alert, and labels that are added to the labels
-/// of each rule of this name. All rules of this name fire. A name without a rule must be an alert that the service
-/// itself sends.
+/// Alertmanager is not installed. Each entry of `firing` has the name of an alert, and additional labels. One alert
+/// fires for each rule of this name, with the labels of the rule and the additional labels. A name without a rule must
+/// be an alert that the service itself sends.
 pub(crate) async fn sent_while_firing(firing: &[(&str, &[(&str, &str)])]) -> Option<Vec<String>> {
     let program = tool("alertmanager")?;
     let inbox = inbox().await;

@@ -1,4 +1,5 @@
-//! The monitoring files, compared with each other, and checked by promtool, amtool and pint.
+//! The rules, dashboards, runbooks and configuration of the stack, compared with each other and with the sources, and
+//! checked by promtool, amtool and pint.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -78,7 +79,7 @@ pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Returns the sorted files of a directory with this extension.
+/// Returns the sorted paths of the files with this extension in a directory. Panics if there is no such file.
 pub(super) fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(repository().join(directory)).unwrap();
     let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -109,7 +110,8 @@ fn alert_names() -> BTreeSet<String> {
     alerts().into_iter().map(|(name, _)| name).collect()
 }
 
-/// Returns the names of the alerts that the service itself sends, each with its incident, as read from the sources.
+/// Returns the names of the alerts that the service itself sends, each with its incident (if it has one). The names are
+/// read from the sources.
 pub(super) fn service_alert_conditions() -> BTreeMap<String, Option<String>> {
     let mut conditions = BTreeMap::new();
     for (_, text) in sources() {
@@ -170,7 +172,8 @@ fn every_alert_has_severity_summary_and_runbook() {
     }
 }
 
-/// Alertmanager treats alerts with the same labels as one alert, so one rule would resolve the alert of another rule.
+/// Alertmanager treats alerts with the same labels as one alert. So of two rules with the same labels, one rule could
+/// resolve the alert of the other.
 #[test]
 fn alerts_of_one_name_differ_in_their_labels() {
     let mut known = BTreeSet::new();
@@ -204,7 +207,10 @@ fn the_services_own_alerts_belong_to_the_incident_of_their_rule() {
 #[test]
 fn every_runbook_has_the_same_sections_in_the_same_order() {
     for (name, text) in runbooks() {
-        assert!(text.starts_with(&format!("# {name}\n")), "{name} begins with its name");
+        assert!(
+            text.starts_with(&format!("# {name}\n")),
+            "{name}: the heading must be the name of the alert"
+        );
         let sections: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("## ")).collect();
         assert_eq!(sections, SECTIONS, "{name}");
     }
@@ -272,7 +278,7 @@ fn every_alert_is_tested_where_it_fires_and_where_it_does_not() {
 }
 
 /// The alert `AuditTrailSilent` compares the number of created records with the events of the audit log. The alert
-/// cannot see a counter that no recording rule reads.
+/// ignores a counter that no recording rule of `RECORD` reads.
 #[test]
 fn every_counter_of_created_records_is_recorded_for_the_audit() {
     const RECORD: &str = "job:records_created:increase15m";
@@ -436,7 +442,7 @@ fn panels() -> Vec<Value> {
 #[test]
 fn no_axis_mixes_seconds_with_numbers() {
     // A gauge in seconds is a duration. The rate of a counter in seconds has no unit: it is a number, for example of
-    // busy threads.
+    // busy threads. `changes` returns a number, too.
     let has_seconds = |target: &Value| {
         let query = target["expr"].as_str().unwrap();
         query.contains("_seconds{") && !query.contains("rate(") && !query.contains("changes(")
@@ -513,7 +519,7 @@ fn queries_of_dashboards_follow_the_variables() {
 }
 
 /// The rules of Grafana's dashboard-linter about variables. No check runs the linter, because its Go module needs
-/// dependencies that this project is not allowed to distribute. The tests of dashboards therefore mirror its rules.
+/// dependencies that this project does not distribute. The tests of dashboards therefore mirror the linter's rules.
 /// `grafana/dashboards/.lint*` have the exceptions for a manual run of the linter.
 #[test]
 fn dashboard_variables_follow_the_time_and_are_multi_value() {
@@ -523,7 +529,7 @@ fn dashboard_variables_follow_the_time_and_are_multi_value() {
         for (variable, label) in variables[1..].iter().zip(["Job", "Instance"]) {
             assert_eq!(variable["label"], label);
             assert_eq!(variable["datasource"]["uid"], "${datasource}", "{label}");
-            assert_eq!(variable["refresh"], 2, "{label} is refreshed when the time range changes");
+            assert_eq!(variable["refresh"], 2, "{label} must be refreshed when the time range changes");
             assert_eq!(
                 (&variable["multi"], &variable["includeAll"]),
                 (&true.into(), &true.into()),

@@ -26,7 +26,8 @@ struct Query {
     text: String,
 }
 
-/// Returns a dashboard's query as Grafana sends it, without `offset 1d`, because the test has no older data.
+/// Returns a dashboard's query with values in place of its variables, as Grafana sends it. `offset 1d` is removed,
+/// because the test has no data of the day before.
 fn dashboard_query(source: String, text: &str) -> Query {
     let text = text
         .replace("$job", ".+")
@@ -153,7 +154,7 @@ async fn every_query_finds_data_on_the_running_service() {
 
     let mut pending: Vec<_> = dashboard_queries().into_iter().chain(runbook_queries()).collect();
     let documents = document_queries();
-    assert!(documents.len() > 20, "queries of documents were found: {documents:#?}");
+    assert!(documents.len() > 20, "too few queries of documents were found: {documents:#?}");
     for query in pending.clone().into_iter().chain(rule_queries()).chain(documents) {
         pending.extend(selectors(&prometheus, &query).await);
     }
@@ -164,7 +165,7 @@ async fn every_query_finds_data_on_the_running_service() {
     };
     pending.retain(|query| !is_optional(query));
     let mut pending: BTreeSet<_> = pending.into_iter().collect();
-    assert!(pending.len() > 150, "queries were found");
+    assert!(pending.len() > 150, "too few queries were found");
     within(RULE_TIMEOUT, "every query finds data", async || {
         for query in pending.clone() {
             if has_data(&prometheus, &query).await {

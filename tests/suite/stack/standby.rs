@@ -35,7 +35,7 @@ struct Primary {
 
 impl Primary {
     async fn start() -> Self {
-        let server = Server::find_or_start(Purpose::Tests, &|line| eprintln!("{line}")).await.unwrap();
+        let server = Server::find_or_start(Purpose::Durable, &|line| eprintln!("{line}")).await.unwrap();
         let admin = PgPool::connect(server.admin_url().as_str()).await.unwrap();
         let directories =
             "select current_setting('data_directory'), setting from pg_config where name = 'BINDIR'";
@@ -91,12 +91,8 @@ async fn a_promoted_standby_has_every_commit_and_accepts_writes() {
         .env("PGDATA", &primary.data);
     let passwords = ["OWNER_PASSWORD", "SERVICE_PASSWORD", "MONITOR_PASSWORD", "REPLICATION_PASSWORD"];
     succeed(passwords.into_iter().fold(roles, |roles, name| roles.env(name, "demo"))).await;
-    // The first statement loads the line that `roles.sh` has added to pg_hba.conf. The second statement restores the
-    // default of the container, because servers of tests have `synchronous_commit=off` and would not wait for the
-    // standby.
-    for statement in ["select pg_reload_conf()", "alter database stack set synchronous_commit = on"] {
-        sqlx::query(statement).execute(&primary.admin).await.unwrap();
-    }
+    // Loads the line that `roles.sh` has added to pg_hba.conf.
+    sqlx::query("select pg_reload_conf()").execute(&primary.admin).await.unwrap();
 
     let copy = primary.volume.path("copy");
     let address = free_address();

@@ -1,7 +1,7 @@
-//! The programs of the monitoring stack, with the repository's own configuration.
+//! Programs that tests run, such as promtool, and servers of Prometheus and Alertmanager.
 //!
-//! A test without its program is skipped, or fails if `REQUIRE_TOOLS` is set. The configuration is that of the stack,
-//! except for the addresses and for shorter intervals.
+//! A test whose program is not installed is skipped, or fails if `REQUIRE_TOOLS` is set. The servers have the
+//! configuration of the stack, with other addresses and shorter intervals.
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -20,7 +20,8 @@ use uuid::Uuid;
 
 use super::files::repository;
 
-/// Finds a program in the `PATH`. If the program is missing, the test is skipped, or fails if `REQUIRE_TOOLS` is set.
+/// Finds a program in the `PATH`. Returns `None` if the program is missing, and the caller then skips its test. Panics
+/// instead if `REQUIRE_TOOLS` is set.
 pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file());
@@ -69,8 +70,8 @@ impl Drop for Directory {
 }
 
 impl Server {
-    /// Starts a Prometheus that scrapes a service every second, and evaluates `rules` every second. Each rule file is a
-    /// pair of its name and its text.
+    /// Starts a Prometheus that scrapes a service every second, and sends alerts to the address `alertmanager`.
+    /// Prometheus evaluates the rule files `rules` every second. Each rule file is a pair of its name and its text.
     pub(crate) async fn prometheus(
         program: &Path,
         service: &Service,
@@ -94,7 +95,7 @@ impl Server {
         }));
         Self::start(program, written, |directory, address| {
             let path = |name: &str| directory.join(name).display().to_string();
-            // Prometheus also scrapes itself.
+            // Prometheus also scrapes itself, so its configuration contains its own address.
             let configuration = fs::read_to_string(path("prometheus.yml")).unwrap();
             fs::write(path("prometheus.yml"), configuration.replace("localhost:9090", address)).unwrap();
             vec![
@@ -107,8 +108,8 @@ impl Server {
         .await
     }
 
-    /// Starts an Alertmanager with all receivers at this address, and with waits and intervals of groups of at most one
-    /// second.
+    /// Starts an Alertmanager that sends the notifications of all receivers to the address `receivers`. Its values of
+    /// `group_wait` and `group_interval` are at most one second.
     pub(crate) async fn alertmanager(program: &Path, receivers: &str) -> Self {
         let configuration = file_with(
             "prometheus/alertmanager.yml",
@@ -127,7 +128,8 @@ impl Server {
                 format!("--config.file={}", path("alertmanager.yml")),
                 format!("--storage.path={}", path("data")),
                 format!("--web.listen-address={address}"),
-                // An empty address disables clustering, which a single replica does not need.
+                // An empty address disables clustering. With clustering, the Alertmanagers of concurrent tests would
+                // all listen on port 9094, and all but one would fail.
                 "--cluster.listen-address=".to_owned(),
             ]
         })
@@ -188,8 +190,8 @@ impl Server {
     }
 }
 
-/// Returns a free address. The test selects the address, because the configuration of Prometheus must contain the
-/// address before the start.
+/// Returns an address of this machine with a free port. The test selects the port, because a configuration must contain
+/// the address before the program starts.
 pub(super) fn free_address() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()

@@ -117,7 +117,7 @@ fn every_action_is_pinned_to_a_commit_with_its_version() {
     }
     assert!(pins.len() > 5, "{pins:?}");
     for (name, commits) in pins {
-        assert_eq!(commits.len(), 1, "{name} is used in one version: {commits:?}");
+        assert_eq!(commits.len(), 1, "{name} must be used in only one version: {commits:?}");
     }
 }
 
@@ -168,7 +168,7 @@ fn a_release_runs_after_the_tests_with_its_notes() {
         |version: &str| Command::new(repository().join(".ci/changelog")).arg(version).output().unwrap();
     let output = notes(env!("CARGO_PKG_VERSION"));
     assert!(output.status.success() && String::from_utf8(output.stdout).unwrap().contains("### Added"));
-    assert!(!notes("99.0.0").status.success(), "a version without notes is not released");
+    assert!(!notes("99.0.0").status.success(), "a version without notes must not be released");
 }
 
 /// Returns the index of the first step whose script contains `script`, or whose input `outputs` contains `output`. An
@@ -253,7 +253,7 @@ fn actionlint_finds_nothing() {
     assert_eq!(run(&actionlint, ".", &arguments.collect::<Vec<_>>()), "");
 }
 
-/// Renovate updates a version by the module name on the same line.
+/// Renovate finds new versions of the Go module that the comment after a version names, and updates this version.
 #[test]
 fn tool_versions_match_the_go_modules() {
     let text = fs::read_to_string(repository().join(".github/renovate.json")).unwrap();
@@ -268,5 +268,5 @@ fn tool_versions_match_the_go_modules() {
         assert!(tools.contains(&format!("\nbuild {module} \"${name}\" ")), "{module} is not built");
         checked += 1;
     }
-    assert!(checked >= 5, "something was checked: {checked}");
+    assert!(checked >= 5, "too few versions were checked: {checked}");
 }

@@ -109,10 +109,10 @@ async fn nothing_that_a_client_sends_forges_a_line_or_a_header() {
     })
     .await;
     // The harness has checked that every line is valid JSON.
-    assert_eq!(lines.len(), 4, "one request, one line: {lines:#?}");
+    assert_eq!(lines.len(), 4, "each accepted request must have exactly one line: {lines:#?}");
     for line in &lines {
         assert_eq!((&line["level"], &line["message"]), (&json!("INFO"), &json!("request")), "{line:#}");
-        assert!(!line.to_string().contains("token"), "the line has no query string: {line:#}");
+        assert!(!line.to_string().contains("token"), "the line must have no query string: {line:#}");
         assert!(
             uuid::Uuid::parse_str(line["correlation_id"].as_str().unwrap()).is_ok()
                 || line["correlation_id"] == "a"
@@ -145,7 +145,7 @@ async fn log_files_separate_the_audit_log_and_are_rotated() {
     assert_eq!(of_request("audit"), ["audit"]);
     assert_eq!(of_request(env!("CARGO_PKG_NAME")), ["access"]);
     let last = lines_in(&directory, env!("CARGO_PKG_NAME")).pop().unwrap();
-    assert_eq!(last["message"], "the service stopped", "the last lines are written too");
+    assert_eq!(last["message"], "the service stopped", "the last lines must be written too");
     for name in [env!("CARGO_PKG_NAME"), "audit"] {
         let files = std::fs::read_dir(&directory).unwrap();
         let names = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -201,7 +201,7 @@ async fn level_checks_of_libraries_suppress_no_lines() {
     let restored = |line: &Value| line["message"] == "restored the default log filter";
     service.wait_for_log("the expiry of the filter is logged", restored).await;
     let changed = service.logs().iter().filter(|line| line["message"] == "changed the log filter").count();
-    assert_eq!(changed, CHANGES + 1, "every change is logged");
+    assert_eq!(changed, CHANGES + 1, "every change must be logged");
 }
 
 #[tokio::test]

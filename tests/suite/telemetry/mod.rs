@@ -1,4 +1,4 @@
-//! Telemetry: log lines, the log level, metrics and traces, also during outages.
+//! Telemetry: log lines, exported log records, the log level, metrics and traces, also during outages.
 mod logs;
 pub(crate) mod metrics;
 mod records;

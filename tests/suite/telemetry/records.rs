@@ -96,7 +96,10 @@ async fn other_lines_do_not_displace_exported_audit_lines() {
     let is_late = |record: &&Record| record.attributes.get("correlation_id") == Some(&json!("late"));
     let targets: Vec<_> = records.iter().filter(is_late).map(|record| record.target.as_str()).collect();
     assert_eq!(targets, ["audit"]);
-    assert!(records.iter().any(|record| record.target == "access"), "the queue accepted some access lines");
+    assert!(
+        records.iter().any(|record| record.target == "access"),
+        "the queue must accept some access lines"
+    );
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! Telemetry outages: no request fails or takes longer than [`MAX_REQUEST_TIME`], losses are counted, and memory is
-//! bounded.
+//! Outages of collectors, log readers and log files: no request fails or takes longer than [`MAX_REQUEST_TIME`], losses
+//! are counted, and memory is bounded. Also scrapes under load, and the last exports before the exit.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -19,7 +19,7 @@ const MAX_REQUEST_TIME: Duration = Duration::from_secs(2);
 /// Maximum time until a queue of log lines is full on a busy machine.
 const WAIT_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// Maximum growth of the memory in bytes. The queues are bounded, so they cannot hold more.
+/// Maximum growth of the service's memory, in bytes. The queues are bounded, so they cannot hold more.
 const MAX_GROWTH_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Sends requests one after the other. Panics if a request fails, or takes longer than [`MAX_REQUEST_TIME`].
@@ -46,7 +46,7 @@ async fn assert_works_and_stops(service: &Service) {
     let grown = service.memory().saturating_sub(before);
     assert!(grown < MAX_GROWTH_BYTES, "the memory has grown by {grown} bytes");
     assert_eq!(service.metric("panics_total").await, 0);
-    assert!(service.terminate().await.success(), "the service stops in time");
+    assert!(service.terminate().await.success(), "the service must stop without an error");
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn a_slow_collector_delays_no_request() {
     assert_serves(&service, 100).await;
     wait_for_losses(&service, "trace_spans_dropped_total").await;
     wait_for_losses(&service, "log_lines_dropped_total").await;
-    assert!(collector.requests() > 0, "exports were attempted");
+    assert!(collector.requests() > 0, "no export was attempted");
     assert_works_and_stops(&service).await;
 }
 
@@ -132,7 +132,7 @@ async fn the_last_exports_may_take_until_the_deadline() {
 #[tokio::test]
 async fn exports_that_are_lost_at_the_end_are_counted_in_the_log() {
     for settings in [
-        // The export fails.
+        // The export times out before the deadline.
         [("OTEL_EXPORTER_OTLP_TIMEOUT", "500"), ("SHUTDOWN_DEADLINE_SECONDS", "25")],
         // The export has not finished at the deadline.
         [("OTEL_EXPORTER_OTLP_TIMEOUT", "60000"), ("SHUTDOWN_DEADLINE_SECONDS", "6")],
@@ -193,7 +193,10 @@ async fn a_late_log_reader_misses_no_audit_line() {
     let _created = customer.creates().header("x-correlation-id", "meanwhile").await.assert_status(201);
     wait_until_everything_is_sealed(&service).await;
     let head = service.database().number("select number from audit_seal_head").await;
-    assert!(service.metric("log_lines_dropped_total").await > lost, "other lines are lost at the same time");
+    assert!(
+        service.metric("log_lines_dropped_total").await > lost,
+        "other lines must be lost at the same time"
+    );
 
     service.resume_output();
     let sealed = |line: &serde_json::Value| line["target"] == "audit" && line["seal_number"] == head;
@@ -202,8 +205,8 @@ async fn a_late_log_reader_misses_no_audit_line() {
     let has_line_of = |target: &str| {
         lines.iter().any(|line| line["correlation_id"] == "meanwhile" && line["target"] == target)
     };
-    assert!(has_line_of("audit"), "audit events are logged while other lines are dropped");
-    assert!(!has_line_of("access"), "the access line was dropped");
+    assert!(has_line_of("audit"), "the audit line must be logged while other lines are dropped");
+    assert!(!has_line_of("access"), "the access line must be dropped");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Traces as received by a collector.
+//! Traces as received by a collector, the settings of their export, and trace ids in log lines.
 use axum::{Router, http::HeaderMap};
 use dev::harness::{Collector, PATH, ROUTE, Service, Span, SpanKind, SpanStatus, TABLE, WAIT_TIMEOUT};
 use reqwest::Method;
@@ -111,7 +111,7 @@ async fn attributes_are_decoded_and_unsupported_variables_named() {
     assert_eq!((&span.resource["team"], &span.resource["service.name"]), (&json!("a b"), &json!("tea-time")));
 }
 
-/// Starts a receiver that reports the compression of every export.
+/// Starts a receiver of exports. Returns its URL, and a channel with the compression of each export.
 async fn receiver_of_encodings() -> (String, mpsc::UnboundedReceiver<Option<String>>) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let take = async move |headers: HeaderMap| {
@@ -218,7 +218,8 @@ async fn the_span_of_sealing_reports_its_result() {
     assert_eq!(run.name, "audit_sealing");
 }
 
-/// Returns the number of sampled traces. Fails if a trace is incomplete.
+/// Sends requests to a service with this sampler. Returns the number of sampled traces. Panics if a trace is
+/// incomplete.
 async fn count_sampled(sampler: &str, ratio: &str, requests: usize) -> usize {
     let collector = Collector::start().await;
     let service = builder()
@@ -230,7 +231,10 @@ async fn count_sampled(sampler: &str, ratio: &str, requests: usize) -> usize {
     for _ in 0..requests {
         let _listed = service.anonymous().get(PUBLIC).await.assert_status(200);
     }
-    assert!(service.terminate().await.success(), "ended spans are sent before the exit");
+    assert!(
+        service.terminate().await.success(),
+        "the service must stop without an error, because it sends its last spans before the exit"
+    );
     let spans = collector.spans();
     for span in &spans {
         let is_first = span.parent_id.is_empty();
@@ -260,8 +264,8 @@ async fn the_standard_exporter_setting_is_supported() {
     let _served =
         silent.anonymous().get(PUBLIC).header("x-correlation-id", "not-exported").await.assert_status(200);
     let line = silent.wait_for_log("the access line", |line| line["correlation_id"] == "not-exported").await;
-    assert!(line["trace_id"].is_string(), "logs still have the ids: {line:#}");
-    assert!(silent.terminate().await.success(), "an active exporter would send its spans before the exit");
+    assert!(line["trace_id"].is_string(), "the line must have a trace id without an exporter: {line:#}");
+    assert!(silent.terminate().await.success(), "the service must stop without an error");
     assert_eq!(collector.requests(), 0);
 
     let sending = builder().with_traces_to(&collector).setting("OTEL_TRACES_EXPORTER", "otlp").start().await;
@@ -288,7 +292,7 @@ async fn an_untrusted_trace_is_linked_and_a_trusted_one_is_continued() {
     let request = |id: &str| service.anonymous().get(PUBLIC).header("x-correlation-id", id);
     let _untrusted = request("untrusted").header("traceparent", &unsampled).await.assert_status(200);
     let untrusted = collector.wait_for_request(PUBLIC, "untrusted").await;
-    assert_eq!(untrusted.parent_id, "", "a new trace");
+    assert_eq!(untrusted.parent_id, "", "an untrusted trace must not be continued");
     assert_ne!(untrusted.trace_id, trace);
     let links: Vec<_> =
         untrusted.links.iter().map(|link| (link.trace_id.as_str(), link.span_id.as_str())).collect();

@@ -42,8 +42,8 @@ pub struct Settings {
     pub failure_ratio: f64,
     /// Time for which an open breaker rejects every call. Limited to [`MAX_OPEN_TIME`].
     pub open_for: Duration,
-    /// Maximum number of concurrent probes while the breaker is half-open. A probe is a foreground call. The same
-    /// number of successes, of foreground and background calls together, closes the breaker.
+    /// Maximum number of concurrent probes, which [`Breaker::acquire`] admits while the breaker is half-open. The same
+    /// number of successful calls closes the breaker, including calls of [`Breaker::acquire_in_background`].
     pub probes: u32,
 }
 

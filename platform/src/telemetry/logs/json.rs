@@ -1,9 +1,9 @@
 //! Log lines for machines: one JSON object each.
 //!
 //! Every line starts with the fixed keys (`KEYS`), except those without a value, such as `user_id` outside of a
-//! request. The event's own fields follow in the same object, not in a nested one, so that queries name them like the
-//! fixed keys. A field with the name of one of these fixed keys is written as `field.NAME`, because JSON parsers
-//! disagree about duplicate keys.
+//! request. The event's own fields follow in the same object, not in a nested one, so that queries name them in the
+//! same way as the fixed keys. A field with the name of one of these fixed keys is written as `field.NAME`, because
+//! JSON parsers disagree about duplicate keys.
 use std::{error::Error, fmt::Debug};
 
 use chrono::SecondsFormat;

@@ -50,7 +50,7 @@ pub(in crate::telemetry) fn names(list: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Returns the endpoint of a signal. Returns `None` if the signal is not exported: the variable of its exporter turns
-/// the export off, or no endpoint of spans is set.
+/// the export off, or spans have no endpoint.
 ///
 /// # Errors
 /// The signal's own endpoint variable is not an `http` or `https` URL, or log records are to be exported and no

@@ -1,8 +1,8 @@
 //! The propagators of `OTEL_PROPAGATORS` that the SDK lacks: B3 and Jaeger.
 //!
 //! Both formats carry the ids and the sampled flag of `traceparent` in another notation. Some called services still
-//! support no other format. Both are implemented here, because the crate for Jaeger supports OpenTelemetry only up to
-//! 0.32, and the crate for B3 is deprecated.
+//! support only one of these formats. Both are implemented here, because the crate for Jaeger supports OpenTelemetry
+//! only up to 0.32, and the crate for B3 is deprecated.
 use opentelemetry::{
     Context, SpanId, TraceFlags, TraceId,
     propagation::{Extractor, Injector, TextMapPropagator, text_map_propagator::FieldIter},
@@ -133,8 +133,8 @@ fn with_remote_span(context: &Context, found: Option<SpanContext>) -> Context {
     found.map_or_else(|| context.clone(), |ids| context.with_remote_span_context(ids))
 }
 
-/// Returns the span context of a caller, or `None` if an id is malformed or zero. Both formats allow shorter ids, which
-/// are padded with zeros on the left.
+/// Returns the span context of a caller, or `None` if an id is malformed or zero. B3 and Jaeger allow shorter ids,
+/// which are padded with zeros on the left.
 fn remote(trace_id: &str, span_id: &str, sampled: bool) -> Option<SpanContext> {
     let is_hex_id = |id: &str, max_length: usize| {
         (1..=max_length).contains(&id.len()) && id.bytes().all(|digit| digit.is_ascii_hexdigit())

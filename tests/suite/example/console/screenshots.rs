@@ -1,4 +1,5 @@
-//! Screenshots of every view, for reviews of the console and for the README.
+//! Screenshots of every view, for reviews of the console and for the picture in the README. Every view fits the width
+//! of its window.
 use std::time::Duration;
 
 use dev::{faults::Fault, harness::within};
@@ -6,7 +7,8 @@ use serde_json::json;
 
 use crate::console::fixture::{ConsoleFixture, get};
 
-/// Takes a screenshot of every view at the width of a desktop and of a phone, with the light and the dark theme.
+/// Takes a screenshot of every view at the width of a desktop and of a phone, with the light and the dark theme. Checks
+/// that no view is wider than its window.
 #[tokio::test]
 async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
     let (fixture, traffic) = ConsoleFixture::with_traffic(25.0).await;
@@ -55,7 +57,7 @@ async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
     browser.assert_no_errors().await;
 }
 
-/// Waits until the charts have this number of points.
+/// Waits until the charts have at least this number of points.
 async fn wait_for_points(fixture: &ConsoleFixture, count: usize) {
     within(Duration::from_mins(3), "the charts have points", async || {
         let now = get(&fixture.console, "/api/now").await;

@@ -185,7 +185,8 @@ async fn every_view_is_reachable_by_keyboard() {
     browser.press("j").await;
     browser.wait_until_shown(".row.trace:focus .name", "").await;
     browser.press("Enter").await;
-    // The opened trace is the newest one, of any request. The time scale of every trace starts at zero.
+    // The opened trace is the newest one, and can belong to any request. So the test checks only the time scale, which
+    // starts at zero in every trace.
     browser.wait_until_shown(".waterfall", "0 µs").await;
     browser.press("t").await;
     assert_eq!(browser.run("return document.documentElement.dataset.theme").await, json!("light"));

@@ -1,5 +1,5 @@
 //! The incidents of docs/runbooks/README-payments.md, and an outage of the database. In each incident several alerts
-//! fire, and only one alert is sent.
+//! fire, and Alertmanager sends only one of them.
 use crate::stack::alerting::{SERVICE_LABELS, sent_while_firing};
 
 #[tokio::test]

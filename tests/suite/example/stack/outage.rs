@@ -13,8 +13,8 @@ use crate::{
     },
 };
 
-/// Returns the name and the text of a rule file, with seconds instead of minutes in its windows and short `for`
-/// durations, so that the test takes seconds. Raises the threshold of `PaymentFailureRatioHigh` from 0.05 to 0.25. A
+/// Returns the name and the text of a rule file. Windows in minutes, and `for` durations of two or three minutes, have
+/// seconds instead, so that the alert fires soon. The threshold of `PaymentFailureRatioHigh` is 0.25 instead of 0.05. A
 /// window of seconds has few attempts, so one or two failures on a busy machine already exceed a ratio of 0.05.
 fn with_seconds_for_minutes(file: &str) -> (String, String) {
     let rules = file_with(
@@ -58,7 +58,7 @@ async fn a_gateway_outage_pages_and_resolves() {
         (service.gateway().ledger().charges.len() > 20).then_some(())
     })
     .await;
-    assert_eq!(arrived("firing"), None, "no alert fires yet");
+    assert_eq!(arrived("firing"), None, "the alert fires before the outage");
 
     service.gateway().faults().set(Faults { error_rate: 1.0, error_status: 503, ..Faults::default() });
     let page = within(RULE_TIMEOUT, "the page arrives", async || arrived("firing")).await;

@@ -1,4 +1,5 @@
-//! The console's values compared with those of Prometheus for the same samples.
+//! The values that the console computes for `PromQL` expressions, compared with those of Prometheus for the same
+//! samples.
 use std::collections::BTreeMap;
 
 use dev::{
@@ -32,7 +33,8 @@ const ADDITIONAL: [&str; 6] = [
     "time() - max by (worker) (worker_last_success_timestamp_seconds) unless on (worker) audit_seal_lag_seconds",
 ];
 
-/// Returns the expressions of the console's charts, the additional ones, and those of seven rule files.
+/// Returns the expressions of the console's charts, the additional ones, and those of seven rule files. The other rule
+/// files mostly use recorded series, or metrics of the monitoring programs.
 async fn expressions() -> Vec<String> {
     let console =
         Console::start(([127, 0, 0, 1], 0).into(), &repository().join("prometheus/rules")).await.unwrap();
