@@ -418,6 +418,23 @@ async fn while_the_gateway_is_down_no_run_completes() {
 }
 
 #[tokio::test]
+async fn the_command_repeats_a_page_that_the_gateway_failed_to_list() {
+    let service = builder().setting("PAYMENT_RECONCILIATION_INTERVAL_SECONDS", "600").start().await;
+    wait_for_first_window(&service).await;
+    service.gateway().faults().set(Faults { error_rate: 1.0, error_status: 503, ..no_webhooks() });
+    let before = listings(&service).len();
+    let (compared, ()) =
+        tokio::join!(service.command(&["payments", "reconcile", "--since", "1h"], &[]), async {
+            eventually("the gateway fails to list a page", async || {
+                (listings(&service).len() > before).then_some(())
+            })
+            .await;
+            service.gateway().faults().set(no_webhooks());
+        });
+    compared.succeeded();
+}
+
+#[tokio::test]
 async fn the_command_prints_each_difference_until_it_is_closed() {
     let service = builder().start().await;
     service.disable_webhooks();
