@@ -20,7 +20,7 @@ platform::groups! {
         "ARGON2_PARALLELISM" argon2_parallelism: NonZeroU32 = positive, default("1");
         /// Maximum number of concurrent password hashes for logins, and as many for registrations. Unset: half of the cores for each, with at most 256 MiB of memory together.
         "PASSWORD_HASHING_CONCURRENCY" password_hashing_concurrency: NonZeroU32 = positive, optional;
-        /// Logins, registrations and password changes per minute of one address. 0 is off.
+        /// Maximum number of logins, registrations and password changes per minute from one address. 0 disables the limit.
         "LOGIN_RATE_PER_ADDRESS_PER_MINUTE" login_rate: u32 = rate, default("30");
         /// Failed logins and password changes of one account from one address, before that address is locked out of the account (NIST AC-7).
         "LOGIN_ATTEMPTS_BEFORE_LOCKOUT" attempts_before_lockout: NonZeroU32 = positive, default("5");

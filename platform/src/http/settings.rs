@@ -28,11 +28,11 @@ crate::groups! {
         "REQUEST_BODY_LIMIT_BYTES" body_limit: usize = positive, default("65536");
         /// Maximum number of requests in flight. More are rejected with 503.
         "MAX_REQUESTS_IN_FLIGHT" max_requests_in_flight: usize = positive, default("512");
-        /// Maximum number of requests of one address in flight. More are rejected with 429. 0 is off.
+        /// Maximum number of requests of one address in flight. More are rejected with 429. 0 disables the limit.
         "MAX_REQUESTS_IN_FLIGHT_PER_ADDRESS" max_requests_in_flight_per_address: usize = count, default("256");
         /// Maximum number of open connections of each listener. More wait in the kernel.
         "MAX_CONNECTIONS" max_connections: usize = positive, default("10000");
-        /// Maximum number of open connections of one address outside of `TRUSTED_PROXIES`. More are closed. 0 is off.
+        /// Maximum number of open connections of one address outside of `TRUSTED_PROXIES`. More are closed. 0 disables the limit.
         "MAX_CONNECTIONS_PER_ADDRESS" max_connections_per_address: usize = count, default("1000");
         /// Timeout of reading a request's headers, in milliseconds.
         "HEADER_TIMEOUT_MS" header_timeout: Duration = milliseconds, default("5000");
@@ -44,9 +44,9 @@ crate::groups! {
         "IDLE_TIMEOUT_MS" idle_timeout: Duration = milliseconds, default("75000");
         /// Origins (comma-separated) from which browsers are allowed to call. None: CORS is off.
         "CORS_ALLOWED_ORIGINS" cors_allowed_origins: Vec<HeaderValue> = list_of_origins, default("");
-        /// Sustained requests per second of one caller; bursts of ten times that rate. 0 is off.
+        /// Sustained requests per second of one caller; bursts of ten times that rate. 0 disables the limit.
         "RATE_LIMIT_CALLER_PER_SECOND" rate_limit_caller: u32 = rate, default("50");
-        /// Sustained requests per second of one address; bursts of ten times that rate. 0 is off.
+        /// Sustained requests per second of one address; bursts of ten times that rate. 0 disables the limit.
         "RATE_LIMIT_ADDRESS_PER_SECOND" rate_limit_address: u32 = rate, default("100");
     }
 }

@@ -37,7 +37,7 @@ pub enum PaymentError {
     /// The whole amount of the payment was refunded, or is reserved by refunds in progress.
     #[error("nothing of the payment is left to refund")]
     NothingLeft,
-    /// The amount to refund exceeds the refundable amount, in minor units.
+    /// The amount to refund exceeds the refundable amount. The field is the refundable amount, in minor units.
     #[error("only {0} minor units of the payment are left to refund")]
     ExceedsRefundable(i64),
     /// A concurrent refund reserved the refundable amount first.
@@ -49,13 +49,13 @@ pub enum PaymentError {
     /// No new refund is sent, because the breaker is open or too many requests wait for the gateway.
     #[error("no refund can begin: {0}")]
     CannotRefund(SlotError),
-    /// The request's deadline passed before the transaction that begins the payment or refund had ended, so that
+    /// The request's deadline passed while the transaction that begins the payment or refund was in progress. This
     /// transaction may still commit.
     #[error("it is uncertain whether the payment or refund has begun")]
     BeginningUncertain,
-    /// A concurrent transaction settled another payment or refund by the same charge or refund of the gateway. A retry
-    /// finds that other record, and records a discrepancy.
-    #[error("a concurrent transaction settled another record by the same charge or refund")]
+    /// A concurrent transaction stored the gateway's charge or refund as the outcome of another payment or refund. A
+    /// retry finds that payment or refund, and records a discrepancy.
+    #[error("the gateway's charge or refund is already the outcome of another payment or refund")]
     SettledConcurrently,
     /// The payment's order is missing. No code of the service deletes orders.
     #[error("the order of the payment is missing")]

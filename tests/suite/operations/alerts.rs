@@ -101,7 +101,7 @@ async fn a_chain_without_the_last_head_raises_an_alert() {
 }
 
 /// Starts a service and inserts an event whose `recorded_at` is ten minutes ago. The event stays unsealed until the
-/// transaction ends that `delay_sealing` has opened.
+/// transaction that `delay_sealing` opens has ended.
 async fn service_with_delayed_sealing(pager: &Pager, delay_sealing: impl AsyncFnOnce(&Database)) -> Service {
     // An open transaction that has a transaction id delays sealing in every database of its PostgreSQL server. So this
     // service has a server of its own.

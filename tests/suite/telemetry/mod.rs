@@ -112,8 +112,8 @@ async fn rejected_log_level_changes_are_audited_and_counted() {
     let written = service.audit_events(rejections).await.len();
     let counted = service.audit_events("action = 'refuse' and resource = 'requests'").await;
     let more: u64 = counted.iter().map(|event| event["metadata"]["count"].as_u64().unwrap()).sum();
-    // At most a hundred rejections of an address per minute are recorded as separate events. If a new minute begins
-    // during the requests, more than a hundred separate events are recorded.
+    // At most a hundred rejected requests from one IP address per minute are recorded as separate events. If a new
+    // minute begins during the requests, more than a hundred separate events are recorded.
     assert!((100..130).contains(&written), "{written}");
     assert_eq!(u64::try_from(written).unwrap() + more, 130);
 }

@@ -76,8 +76,8 @@ impl Exports {
         Ok(Arc::new(Self { directory, files: Mutex::default() }))
     }
 
-    /// Returns the files of all exports that have written a complete file. The verification of the audit log needs the
-    /// files of dropped partitions.
+    /// Returns the files of the exports that have completed their file: a file with the final name is complete. The
+    /// verification of the audit log needs the files of dropped partitions.
     pub(super) fn complete_files(&self) -> Vec<PathBuf> {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         files.iter().filter(|file| file.exists()).cloned().collect()
@@ -189,7 +189,7 @@ async fn find_long_wait(connection: &mut PgConnection) -> Result<Vec<String>, sq
         if !waits.is_empty() {
             let seconds = MAX_LOCK_WAIT.as_secs();
             return Ok(vec![format!(
-                "an export during a read blocked the audit log for more than {seconds} s: {}",
+                "an export during a read blocked the audit log: for more than {seconds} s, these statements waited: {}",
                 waits.join("; ")
             )]);
         }

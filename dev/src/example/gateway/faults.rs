@@ -1,5 +1,5 @@
-//! Faults of the gateway, and the random generator that selects the affected requests. Payment methods have further
-//! faults of their own.
+//! Faults of the gateway, and the random generator that selects the affected requests. Some payment methods of the
+//! simulator, such as `pm_card_timeout`, cause further faults.
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -42,7 +42,7 @@ pub struct Faults {
     pub list_lost_page_rate: f64,
     /// Fraction of the pages of a `created_after` list that begin with the last entry of the previous page.
     pub list_repeat_rate: f64,
-    /// Fraction of the pages of a `created_after` list that are in the wrong order.
+    /// Fraction of the pages of a `created_after` list whose entries are in the wrong order.
     pub list_reorder_rate: f64,
     /// Time for which a new charge or refund is missing in a `created_after` list, in milliseconds.
     pub list_delay_ms: u32,
@@ -121,12 +121,13 @@ pub(super) struct RequestFaults {
     pub(super) latency: Duration,
 }
 
-/// The random generator of the faults. The generator draws the same number of values for every request, so that the
-/// rate of one fault does not affect the other faults.
+/// The random generators of the faults.
 pub(super) struct FaultGenerator {
+    /// The generator of all faults except those of pages. It draws the same number of values for every request, so that
+    /// the rate of one fault does not affect the other faults.
     rng: StdRng,
-    /// A separate generator for the faults of pages. The number of its draws depends on the page limit, and must not
-    /// affect the faults of later requests.
+    /// The generator of the faults of pages. The number of its draws depends on the page limit, and must not affect the
+    /// draws of `rng`.
     listing: StdRng,
 }
 

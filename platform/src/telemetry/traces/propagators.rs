@@ -1,8 +1,8 @@
 //! The propagators of `OTEL_PROPAGATORS` that the SDK lacks: B3 and Jaeger.
 //!
-//! Both formats carry the ids and the sampled flag of `traceparent` in another notation. Some called services still
-//! support only one of these formats. Both are implemented here, because the crate for Jaeger supports OpenTelemetry
-//! only up to 0.32, and the crate for B3 is deprecated.
+//! Both formats carry the ids and the sampled flag of `traceparent` in another notation. Some other services still
+//! support only B3 or only Jaeger. Both are implemented here, because the crate for Jaeger supports OpenTelemetry only
+//! up to 0.32, and the crate for B3 is deprecated.
 use opentelemetry::{
     Context, SpanId, TraceFlags, TraceId,
     propagation::{Extractor, Injector, TextMapPropagator, text_map_propagator::FieldIter},
