@@ -1,5 +1,5 @@
-// The peer in Go: the routes POST /v1/orders and GET /v1/orders/{id}, composed as the documentation of its modules
-// recommends.
+// A service in Go to compare measurements with: the routes POST /v1/orders and GET /v1/orders/{id}, composed as the
+// documentation of its modules recommends.
 package main
 
 import (

@@ -58,7 +58,7 @@ pub(super) async fn run(run: &Run<'_>) -> anyhow::Result<Section> {
     }
     Ok(Section {
         title: "The process".to_owned(),
-        about: "Start-up includes the connection to the database, its checks, and both listeners.".to_owned(),
+        about: "Start-up includes connecting to the database, checking its schema and privileges, and opening both listeners.".to_owned(),
         tables: vec![table],
         goals: Vec::new(),
     })

@@ -7,10 +7,10 @@ import { RESTORE_VIEWS } from "./domain.js";
 export const CHANGES = {
   failover: ["Failover", "Fail over", "Kills the primary and promotes the standby. A new standby then replaces the old primary.",
     "For some seconds, customers get 503 with Retry-After. A retry with the same idempotency key succeeds, and no confirmed change is lost.",
-    [["/now", "5xx of the requests, and connections"], ["/logs?level=WARN", "the service closes its connections to the old primary"], ["/alerts", "DatabaseDown, if requests waited for a connection for longer than 2 s"]]],
+    [["/now", "responses with 5xx, and the number of database connections"], ["/logs?level=WARN", "the warning that the service closes its connections to the old primary"], ["/alerts", "DatabaseDown, if requests waited for a connection for longer than 2 s"]]],
   restore: ["Restore", "Restore to 30 s ago", "Stops both servers, recovers the database to its state 30 seconds ago, and runs after-restore.",
-    "For some seconds, customers get 503. Every session ends, so customers get 401 and log in again. Changes of the last 30 seconds are lost, and the traffic counts responses about them as unexpected.",
-    [["/audit", "the event restore, and a gap that the verification accepts"], ["/alerts", "DatabaseDown and the alerts of its symptoms, but not DatabaseRestored, because after-restore has run"], ...RESTORE_VIEWS]],
+    "For some seconds, customers get 503. Every session ends, so customers get 401 and log in again. Changes of the last 30 seconds are lost. The traffic generator then gets responses such as 404 for lost orders, and counts them as unexpected.",
+    [["/audit", "the event restore, and the lost seals that the verification accepts because of this event"], ["/alerts", "DatabaseDown and the alerts of its symptoms, but not DatabaseRestored, because after-restore has run"], ...RESTORE_VIEWS]],
 };
 
 /** Reads the state of the database servers. Returns null if the database has no standby. */
@@ -30,7 +30,7 @@ export function panel({ nodes, changes }, request) {
   const buttons = Object.entries(CHANGES).map(([change, [name, label, effect, customers, watch]]) => [
     h("h3", {}, name),
     h("p", {}, effect, " ", customers),
-    h("p", { class: "watch" }, "Watch: ", watch.map(([href, text], at) => [at ? ", " : "", h("a", { href }, text)]), "."),
+    h("p", { class: "watch" }, "Watch: ", watch.map(([href, text], at) => [at ? "; " : "", h("a", { href }, text)]), "."),
     h("button", { type: "button", class: "primary", id: change, "data-row": true, "data-key": change, disabled: Boolean(running), onclick: () => request(`/api/database/${change}`, {}) }, label)]);
   return h("section", { class: "panel standby", id: "database", "aria-label": "Primary and standby" },
     h("h2", {}, "Primary and standby"), h("ul", {}, nodes.map(node)), buttons,
