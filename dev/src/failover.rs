@@ -33,7 +33,7 @@ use crate::{
 const RESTORE_SPAN: Duration = Duration::from_secs(30);
 
 /// Interval of base backups. A restore replays the WAL since a base backup, so the primary must keep all WAL since its
-/// oldest stored backup. Regular backups limit the size of this WAL.
+/// oldest stored backup. Each new backup replaces the oldest one, which limits the size of this WAL.
 const BACKUP_INTERVAL: Duration = Duration::from_mins(10);
 
 /// Deadline of the service's command `after-restore`, including the comparison with the records of the external
@@ -199,7 +199,8 @@ async fn read_node(url: &Url) -> Result<(bool, Option<Value>), sqlx::Error> {
     Ok(state)
 }
 
-/// The service's command `after-restore`, which must run before clients reach a restored database.
+/// The service's command `after-restore`, which runs before clients reach a restored database. If the command fails,
+/// clients are admitted nevertheless, so that the alert DatabaseRestored can be observed.
 #[derive(Clone, Debug)]
 pub struct AfterRestore {
     pub executable: PathBuf,
@@ -303,7 +304,7 @@ impl Operator {
         let promoted = began.elapsed();
         self.start_standby(progress).await?;
         Ok(format!(
-            "the standby was promoted after {:.1} s, and a new standby followed it after {:.1} s",
+            "the standby was promoted after {:.1} s, and a new standby and a base backup were ready after {:.1} s",
             promoted.as_secs_f32(),
             began.elapsed().as_secs_f32(),
         ))

@@ -115,6 +115,9 @@ impl TestBed {
             ("DATABASE_ACQUIRE_TIMEOUT_MS", "1000".to_owned()),
             ("AUDIT_SEAL_INTERVAL_SECONDS", "1".to_owned()),
             ("WRITE_TIMEOUT_MS", "5000".to_owned()),
+            // Longer than a stall of the replicas' proxies, which also holds back bodies, and shorter than the deadline of
+            // a request. A body that times out gets 400, after which customers do not retry.
+            ("BODY_TIMEOUT_MS", "9000".to_owned()),
             // The password changes cause many logins, of which many fail. So the account must not be locked, and the
             // password hashes are cheap.
             ("LOGIN_ATTEMPTS_BEFORE_LOCKOUT", "1000".to_owned()),

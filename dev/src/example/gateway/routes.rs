@@ -281,7 +281,7 @@ async fn refunds(
     })
 }
 
-/// Returns the time for which new objects are missing in a page, and the page's other faults.
+/// Returns how long a new object is missing in lists, and the other faults of this page.
 fn draw_for_page(gateway: &Gateway, request: &PageRequest) -> (TimeDelta, PageFaults) {
     let faults = gateway.faults.borrow().clone();
     let delay = TimeDelta::milliseconds(faults.list_delay_ms.into());
@@ -313,8 +313,8 @@ impl Default for References {
     }
 }
 
-/// Returns the charges and refunds with references in the range, and their counts. The range allows a paginated
-/// reconciliation.
+/// Returns the charges and refunds with references in the range, and their counts. With the range, the
+/// invariants compare a large ledger in parts.
 async fn ledger(
     State(gateway): State<Arc<Gateway>>,
     Query(references): Query<References>,
