@@ -74,7 +74,7 @@ pub async fn limit_in_flight_by_address(
     next: Next,
 ) -> Response {
     match slots.take(client.network()) {
-        Some(_share) => next.run(request).await,
+        Some(_slot) => next.run(request).await,
         None => Problem::new(problem::TOO_MANY_REQUESTS).retry_after(1).into_response(),
     }
 }
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_have_separate_shares() {
+    fn networks_have_separate_slots() {
         let slots = NetworkSlots::new(2);
         let [one, other] = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])];
         let held = [slots.take(one), slots.take(one)];
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_disables_the_share_limit() {
+    fn zero_disables_the_limit() {
         let slots = NetworkSlots::new(0);
         let held: Vec<_> = (0..1000).map(|_| slots.take([192, 0, 2, 1].into())).collect();
         assert!(held.iter().all(Option::is_some));

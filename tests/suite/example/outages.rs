@@ -1,9 +1,10 @@
 //! Payments during failures of the gateway, the network, the database or the service, and after a client disconnects.
 use dev::{
     example::gateway::{Event, Faults, Webhooks},
-    harness::{Service, eventually},
+    harness::{Service, User, eventually},
 };
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::payments::{NO_PAYMENTS, charges, wait_until_charged};
 use crate::{builder, operations::page, service};
@@ -72,6 +73,31 @@ async fn a_failing_gateway_is_retried_until_it_charges() {
     order.wait_until("paid").await;
     assert_eq!(charges(&service, response.id()).await, 1);
     service.invariants_hold().await;
+}
+
+/// Starts a service with a paid order. Afterwards the gateway responds with 503. Recovery sends nothing.
+async fn service_with_a_failing_gateway() -> (Service, User, Uuid) {
+    let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
+    let customer = service.customer().await;
+    let paid = customer.places_an_order().await.pay_successfully().await;
+    let faults =
+        Faults { error_rate: 1.0, error_status: 503, webhooks: Webhooks::Never, ..Faults::default() };
+    service.gateway().faults().set(faults);
+    (service, customer, paid)
+}
+
+#[tokio::test]
+async fn a_failing_charge_is_retried_three_times() {
+    let (service, customer, _) = service_with_a_failing_gateway().await;
+    let payment = customer.places_an_order().await.pay("pm_card_ok").await.assert_status(202).id();
+    assert_eq!(service.count_requests_for(payment).await, 4);
+}
+
+#[tokio::test]
+async fn a_failing_refund_is_retried_three_times() {
+    let (service, _, paid) = service_with_a_failing_gateway().await;
+    let refund = service.support().await.refund(paid, None).await.assert_status(202).id();
+    assert_eq!(service.count_requests_for(refund).await, 4);
 }
 
 #[tokio::test]

@@ -390,6 +390,19 @@ async fn one_replica_reads_the_listing_and_another_takes_over() {
 }
 
 #[tokio::test]
+async fn every_page_of_the_listing_is_compared() {
+    let service = start_reconciling().await;
+    // A page has at most 100 charges.
+    for number in 0..101 {
+        service.gateway().record(charge_of(Uuid::now_v7(), &format!("ch_{number}"))).unwrap();
+    }
+    within(Duration::from_mins(1), "each charge is recorded as a discrepancy", async || {
+        (discrepancies(&service).await.len() == 101).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn while_the_gateway_is_down_no_run_completes() {
     let service = start_reconciling().await;
     wait_for_two_runs(&service).await;

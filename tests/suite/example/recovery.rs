@@ -269,6 +269,18 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
 }
 
 #[tokio::test]
+async fn an_unknown_outcome_needs_no_review_at_first() {
+    let service = service().await;
+    let (_, payment) = pay_during_outage(&service, "pm_card_ok").await;
+    // The second poll follows the release of the payment after the first one.
+    for _ in 0..2 {
+        wait_for_another_poll(&service, payment).await;
+    }
+    let marked = "select count(*) from payments where parked_at is not null";
+    assert_eq!(service.database().number(marked).await, 0);
+}
+
+#[tokio::test]
 async fn a_payment_that_needs_review_is_still_settled() {
     let service = builder().setting("PAYMENT_PARK_AFTER_SECONDS", "1").start().await;
     let (order, id) = pay_during_outage(&service, "pm_card_ok").await;
