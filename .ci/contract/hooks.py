@@ -4,7 +4,8 @@ They add sessions and examples to requests, normalize integers, record the opera
 requests.
 
 CONTRACT_ROLE is a role, or `none` for requests without a session, or `allowed` for the first role that the document allows to
-call an operation.
+call an operation. With `allowed`, a customer calls the operations that are open to every role, and operations that need no
+session get none.
 """
 
 import json
@@ -20,7 +21,7 @@ ROLE = os.environ["CONTRACT_ROLE"]
 TOKENS = json.loads(os.environ["CONTRACT_TOKENS"])
 SUCCESSES = open(os.environ["CONTRACT_SUCCESSES"], "a", buffering=1)
 
-# These operations end the session, so each call has a session of its own.
+# These operations end the session, so each call has the session of a new customer.
 ENDS_SESSION = {"log_out", "change_password"}
 # The current password in the OpenAPI document's example of a password change. New users get this password, so that the example
 # succeeds.
@@ -75,7 +76,7 @@ def without_fractions(value):
 
 @schemathesis.hook
 def before_call(ctx, case, kwargs):
-    """Changes the body of a valid request: normalizes integers, and sets about half of the fields with an example to that example.
+    """Changes the JSON object in a valid request: normalizes integers, and sets about half of the fields with an example to that example.
 
     Without the examples few requests would succeed, because a success rarely results from random values.
     """

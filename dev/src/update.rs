@@ -39,9 +39,7 @@ pub enum Error {
     Changes,
     #[error("cargo-generate is missing: {INSTALL_COMMAND}")]
     NoGenerator,
-    #[error(
-        "no revision of the template resembles the project's first commit: name the revision with --since"
-    )]
+    #[error("no template revision resembles the commit that added {RECORD}: name the revision with --since")]
     NoOrigin,
 }
 
@@ -72,7 +70,7 @@ pub fn run(from: &str, to: &str, since: Option<&str>, progress: &dyn Fn(&str)) -
         return Err(Error::NoGenerator);
     }
 
-    // Within `target`, which Git ignores.
+    // The directory is within `target`, so Git ignores its files.
     let work = root.join("target/update");
     remove(&work)?;
     fs::create_dir_all(&work).map_err(failed(&work))?;

@@ -77,7 +77,7 @@ async fn a_foreign_database_is_rejected() {
     assert!(matches!(&rejected, Error::NotOurs { comment, .. } if comment == "production"), "{rejected}");
     let rejected = server.create_login("precious", "x", Rights::Owner).await.unwrap_err();
     assert!(matches!(rejected, Error::NotOurs { .. }), "{rejected}");
-    // This comment marks the database as one that another environment has created.
+    // The SQL comment below names another environment as the creator of the database.
     let ownership = Ownership::Environment("/elsewhere".to_owned());
     let comment = format!("comment on database precious is '{ownership}'");
     let mut connection = PgConnection::connect(server.admin_url().as_str()).await.unwrap();
@@ -166,7 +166,7 @@ async fn an_unprivileged_user_starts_a_server() {
         return;
     }
     let unprivileged = User::from_name("nobody").unwrap().expect("the user `nobody` does not exist");
-    // The test's own executable may be in a directory that only root can enter.
+    // The test's own executable may be in a directory that only root can enter, so `nobody` runs a copy.
     let directory = std::env::temp_dir().join(unique("dev-nobody"));
     std::fs::create_dir(&directory).unwrap();
     std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -270,7 +270,8 @@ async fn a_replicated_server_recovers_to_a_moment_repeatedly() {
         server.back_up().await.unwrap();
         assert_eq!(query::<i64>(&url, "select count(*) from things").await, kept);
     }
-    // Every backup ended after `long_ago`, so the database is restored to the end of the oldest backup.
+    // The failover discarded the earlier backups. Every remaining backup ended after `long_ago`, so the database is
+    // restored to the end of the oldest remaining backup.
     let reached = server.recover(long_ago, &|_| ()).await.unwrap();
     assert!(reached > earliest, "{reached} is not after {earliest}");
     server.admit().unwrap();

@@ -41,7 +41,7 @@ func originOf(r *http.Request) origin {
 	return result
 }
 
-// authenticate looks up the bearer token by its SHA-256. It audits an unknown token.
+// authenticate looks up the bearer token by its SHA-256. It audits an unknown or expired token.
 func (app *app) authenticate(r *http.Request) (*caller, error) {
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "bearer") {

@@ -219,7 +219,7 @@ async fn trace(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ErrorResponse> {
     let Some(detail) = lock(&state.traces).detail(&id) else {
-        return Err(ErrorResponse(StatusCode::NOT_FOUND, "the console has not stored this trace".to_owned()));
+        return Err(ErrorResponse(StatusCode::NOT_FOUND, "the console has no such trace".to_owned()));
     };
     let lines = lock(&state.logs).list(&logs::Filter::of_trace(&id), MAX_LISTED_LINES);
     Ok(Json(json!({ "trace": detail, "lines": lines })))

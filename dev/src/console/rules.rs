@@ -62,7 +62,7 @@ pub(super) struct RuleState {
     /// Current value of the left operand of the rule's comparison. If there are several values, the value farthest from
     /// zero.
     pub(super) value: Option<f64>,
-    /// The operator and the right operand of the comparison.
+    /// The operator and the right operand of the comparison, and an abbreviation of further conditions.
     pub(super) limit: Option<String>,
     /// From Prometheus, the description of each alert and the last error of the rule. From the console, the reason why
     /// the state is unknown.

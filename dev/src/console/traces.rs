@@ -16,10 +16,10 @@ const MAX_SPANS: usize = 500;
 #[derive(Debug, Default)]
 pub(super) struct Traces {
     by_id: HashMap<String, Trace>,
-    /// Trace ids, oldest first.
+    /// Trace ids, oldest first, except that a pinned trace can move to the end.
     order: VecDeque<String>,
     bytes: usize,
-    /// Id of a trace that is never dropped, because `cargo dev` prints a link to it.
+    /// Id of a trace that is dropped only after all other traces, because `cargo dev` prints a link to it.
     pinned: Option<String>,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct Summary {
     errors: usize,
     correlation_id: Option<String>,
     instance: String,
-    /// True while the root span has not been received. `name` is then the name of another span.
+    /// True while the service's first span of the trace has not been received. `name` is then the name of another span.
     in_progress: bool,
 }
 
@@ -126,7 +126,7 @@ impl Traces {
         trace.spans.push(span);
     }
 
-    /// Protects this trace from being dropped.
+    /// Protects this trace from being dropped before other traces.
     pub(super) fn pin(&mut self, trace_id: &str) {
         self.pinned = Some(trace_id.to_owned());
     }
@@ -190,8 +190,8 @@ impl Trace {
             errors: self.spans.iter().filter(|span| span.status == SpanStatus::Error).count(),
             correlation_id: text("correlation_id"),
             instance: instance(root),
-            // The parent of a request can be a caller's span, which the console never receives. So a request counts as
-            // complete even without its parent.
+            // The parent of a server or consumer span can be a span of another program. The console never receives that
+            // parent, so a trace with such a first span counts as complete.
             in_progress: !root.parent_id.is_empty()
                 && !matches!(root.kind, SpanKind::Server | SpanKind::Consumer),
         })

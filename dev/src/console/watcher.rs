@@ -93,8 +93,8 @@ pub(super) async fn reconcile(state: Arc<State>, compare: Comparison) {
     }
 }
 
-/// Waits until the console has received the trace that `/traces/first` shows, and pins it, so that it is never dropped.
-/// The query [`example::FIRST_TRACE`] selects the trace.
+/// Waits until the console has received the trace that `/traces/first` shows. Pins the trace, so that all other traces
+/// are dropped before it. The query [`example::FIRST_TRACE`] selects the trace.
 pub(super) async fn find_first_trace(state: Arc<State>, system: ObservedSystem) {
     loop {
         if let Ok(Some(trace_id)) = first_trace(&state, &system).await

@@ -21,7 +21,7 @@ pub(super) struct DataDir {
 
 impl DataDir {
     /// Creates and locks the given directory, or the default of this checkout. If another run holds the lock, the error
-    /// contains the pid and the addresses of that run.
+    /// contains the pid of that run, and its addresses once it has started.
     pub(super) fn lock(directory: Option<&Path>) -> Result<Self, Error> {
         let directory = directory.map_or_else(|| directory_of(&project::root()), Path::to_owned);
         let error = |source| Error::DataDir { path: directory.clone(), source };
@@ -56,7 +56,7 @@ impl DataDir {
         writeln!(self.lock, "{line}")
     }
 
-    /// Returns the error for a file in the directory.
+    /// Returns the error for a failed access to a file in the directory.
     pub(super) fn error(&self, source: io::Error) -> Error {
         Error::DataDir { path: self.directory.clone(), source }
     }

@@ -1,6 +1,6 @@
 //! The service with all its dependencies on one machine, as run by `cargo dev`.
 //!
-//! [`run`] is the entry point. At the end it stops the console and the traffic, then the service, and then the
+//! [`run`] is the entry point. After a signal it stops the console and the traffic, then the service, and then the
 //! service's dependencies. If this process is killed, the [watchdog](crate::process::Watchdog) stops its child
 //! processes.
 //!

@@ -17,7 +17,7 @@ pub enum Error {
 }
 
 /// Maximum wait for a port. After an earlier run was killed, its processes keep their ports until the watchdog has
-/// stopped the processes gracefully.
+/// stopped the processes. The watchdog sends SIGTERM first, and SIGKILL after five seconds.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// The service's ports, on this machine only.

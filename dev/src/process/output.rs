@@ -113,7 +113,8 @@ impl Output {
         Arc::new(Self { state: Mutex::new(state), changes: watch::Sender::new(()), resumed: Condvar::new() })
     }
 
-    /// Reads the stream on a separate thread, until the stream ends or [`Output::close`] is called.
+    /// Reads the stream on a separate thread until the stream ends. [`Output::close`] also ends the reading of standard
+    /// output.
     pub(super) fn read(self: &Arc<Self>, stream: Stream, source: impl Read + Send + 'static) {
         lock(&self.state).streams_open += 1;
         let output = Arc::clone(self);

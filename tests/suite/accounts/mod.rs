@@ -435,7 +435,7 @@ async fn no_token_or_password_is_stored() {
         everything.extend(rows.iter().map(Value::to_string));
     }
     everything.extend(service.logs().iter().map(Value::to_string));
-    assert!(everything.contains(&customer.id.to_string()), "the texts must contain the customer's rows");
+    assert!(everything.contains(&customer.id.to_string()), "the searched text must have the customer's id");
     for secret in [customer.token.as_str(), PASSWORD, WRONG] {
         assert!(!everything.contains(secret), "{secret}");
     }

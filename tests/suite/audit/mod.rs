@@ -1,6 +1,7 @@
 //! The audit log: an operation fails if its event cannot be recorded, auditors can read the log, and their reads are
-//! audited. The routes reject invalid query parameters, and the SQL statements use indexes and partitions. Neither the
-//! SQL functions nor the rights let the service change events.
+//! audited. The routes reject invalid query parameters, and the SQL statements use indexes and partitions. The SQL
+//! functions set their search path and are not public. In staging, the service does not start if its role has rights to
+//! change the log.
 mod long_audit_logs;
 mod restore;
 pub(crate) mod retention;
@@ -312,7 +313,7 @@ async fn no_query_value_causes_an_internal_error() {
     for (method, path, operation) in crate::http::openapi::operations() {
         let parameters = operation.get("parameters").and_then(Value::as_array).cloned().unwrap_or_default();
         for parameter in parameters.iter().filter(|parameter| parameter["in"] == "query") {
-            assert_eq!(method, "GET", "only GET must have query parameters: {path}");
+            assert_eq!(method, "GET", "only GET may have query parameters: {path}");
             for value in hostile {
                 let query = format!("{path}?{}={value}", parameter["name"].as_str().unwrap());
                 let response = admin.get(&query).await;

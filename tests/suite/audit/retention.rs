@@ -1,5 +1,6 @@
 //! Retention: an export can be verified without the database, and only exported events are dropped from the database.
-//! Audited writes continue during an export, and an interrupted export can be repeated.
+//! Audited writes continue while an export, or a new epoch of the audit log, waits for a reader. An interrupted export
+//! can be repeated.
 use std::{
     io::{Read, Write},
     os::unix::process::ExitStatusExt,
@@ -233,7 +234,7 @@ async fn audited_writes_continue_while_an_export_waits() {
             assert_eq!(
                 service.database().number(waiting).await,
                 0,
-                "the export must not request a lock that it does not get"
+                "the export must not wait for a lock of a table"
             );
         }
         let left = service

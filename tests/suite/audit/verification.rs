@@ -1,5 +1,6 @@
 //! Tampering with the audit log by an attacker who bypasses privileges and triggers. Verification finds each change,
-//! but it finds a regenerated chain only with the logged heads.
+//! but it finds a regenerated chain only with the logged heads. Also the heads that verification reads from the log,
+//! and the Python verifier of docs/audit.md.
 use std::{
     io::Write,
     path::{Path, PathBuf},

@@ -152,7 +152,7 @@ fn every_control_names_alerts_or_says_why_it_has_none() {
             checked += 1;
         }
     }
-    assert!(checked > 10, "too few were checked: {checked}");
+    assert!(checked > 10, "too few alerts were checked: {checked}");
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn metrics_and_files_named_in_documents_exist() {
             checked += 1;
         }
     }
-    assert!(checked > 20, "too few were checked: {checked}");
+    assert!(checked > 20, "too few names were checked: {checked}");
 }
 
 /// Adds every Markdown file in a directory and its subdirectories to `found`.

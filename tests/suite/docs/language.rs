@@ -250,7 +250,7 @@ fn types_are_nouns_and_async_predicates_return_bool() {
 #[test]
 fn documentation_of_functions_starts_with_a_verb() {
     let functions = names().functions_without_verb;
-    assert!(functions.is_empty(), "start with a third-person verb: {functions:#?}");
+    assert!(functions.is_empty(), "must start with a third-person verb: {functions:#?}");
 }
 
 /// A renamed module must not keep its old name in the list of modules in the documentation of its parent module.

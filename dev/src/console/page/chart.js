@@ -4,7 +4,7 @@ import { clock, measure } from "./format.js";
 
 const WIDTH = 320, HEIGHT = 120, LEFT = 44, RIGHT = 6, TOP = 8, BOTTOM = 16;
 
-/** The colours of lines whose names have a meaning, such as `failed`. */
+/** The colours of lines whose names denote a good or bad result, such as `failed`. */
 const TONES = {
   "5xx": "bad", failed: "bad", error: "bad", server_error: "bad", timeout: "warn", connect_error: "bad",
   "4xx": "warn", declined: "warn", "needs review": "bad", succeeded: "good", success: "good",

@@ -7,13 +7,13 @@ import { RESTORE_VIEWS } from "./domain.js";
 export const CHANGES = {
   failover: ["Failover", "Fail over", "Kills the primary and promotes the standby. A new standby then replaces the old primary.",
     "For some seconds, customers get 503 with Retry-After. A retry with the same idempotency key succeeds, and no confirmed change is lost.",
-    [["/now", "responses with 5xx, and the number of database connections"], ["/logs?level=WARN", "the warning that the service closes its connections to the old primary"], ["/alerts", "DatabaseDown, if requests waited for a connection for longer than 2 s"]]],
+    [["/now", "responses with 5xx, and the number of database connections"], ["/logs?level=WARN", "the warning that the service closes its connections to the old primary"], ["/alerts", "DatabaseDown, if at least three waits for a connection timed out after 2 s"]]],
   restore: ["Restore", "Restore to 30 s ago", "Stops both servers, recovers the database to its state 30 seconds ago, and runs after-restore.",
     "For some seconds, customers get 503. Every session ends, so customers get 401 and log in again. Changes of the last 30 seconds are lost. The traffic generator then gets responses such as 404 for lost orders, and counts them as unexpected.",
     [["/audit", "the event restore, and the lost seals that the verification accepts because of this event"], ["/alerts", "DatabaseDown and the alerts of its symptoms, but not DatabaseRestored, because after-restore has run"], ...RESTORE_VIEWS]],
 };
 
-/** Reads the state of the database servers. Returns null if the database has no standby. */
+/** Reads the states of the database servers and the changes of the primary. Returns null if the database has no standby. */
 export const read = () => fetchJson("/api/database");
 
 function node({ address, role, standby }) {
@@ -23,7 +23,7 @@ function node({ address, role, standby }) {
     h("code", {}, address), h("b", {}, role), h("em", {}, detail));
 }
 
-/** Creates the panel of the view Faults. `request(path, body)` requests a change of the primary. */
+/** Creates the panel of the primary and its standby, for the view Faults. `request(path, body)` requests a change of the primary. */
 export function panel({ nodes, changes }, request) {
   const last = changes.at(-1);
   const running = last && !last.ended;

@@ -36,7 +36,7 @@ pub struct ChangeReport {
     /// Number of acknowledged payments that are not in the new primary.
     pub lost_payments: usize,
     /// Time from the moment at which the new primary accepts writes until a write succeeds, for each change and each
-    /// replica.
+    /// replica. Replicas that were restarted meanwhile, or at which no write succeeded, are left out.
     pub recoveries: Vec<Duration>,
 }
 

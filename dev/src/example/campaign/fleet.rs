@@ -32,7 +32,7 @@ pub(super) struct Fleet {
     logs: PathBuf,
     client: reqwest::Client,
     full_disk: FullDisk,
-    /// Number of processes that were killed or crashed, and were then replaced.
+    /// Number of processes that were killed, crashed or exited, and were then replaced.
     pub(super) replica_exits: u32,
 }
 

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::project;
 
-/// A device on which every write fails, because no space is left. The device exists on Linux and FreeBSD.
+/// A device on which every write fails with ENOSPC, as on a full disk. The device exists on Linux and FreeBSD.
 const FULL_DEVICE: &str = "/dev/full";
 
 /// The directory, created on first use and removed on drop.

@@ -17,11 +17,12 @@ use crate::{environment::database::CUSTOMER, http};
 /// Number of clients of each kind at each replica: clients that send slowly, and clients that never read.
 const SLOW_CLIENTS: usize = 4;
 
-/// Pause between two pieces that a slow client sends.
+/// Pause between two bytes of a slow body. A client that never reads pauses for the same time when the connection
+/// accepts no more data.
 const SEND_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Time after which the service must have closed a slow connection. In a campaign, the service's own timeouts for
-/// reading a body and for writing a response are five seconds each.
+/// Time after which the service must have closed a slow connection. In a campaign, the service's own timeouts are nine
+/// seconds for reading a body and five seconds for writing a response.
 const MAX_CONNECTION_TIME: Duration = Duration::from_secs(20);
 
 /// Receive buffer of a client that never reads, in bytes.

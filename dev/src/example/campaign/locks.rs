@@ -76,8 +76,8 @@ impl Exports {
         Ok(Arc::new(Self { directory, files: Mutex::default() }))
     }
 
-    /// Returns the files of the exports that have completed their file: a file with the final name is complete. The
-    /// verification of the audit log needs the files of dropped partitions.
+    /// Returns the complete files of the exports. A file gets its final name only when it is complete. The verification
+    /// of the audit log needs the files of dropped partitions.
     pub(super) fn complete_files(&self) -> Vec<PathBuf> {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         files.iter().filter(|file| file.exists()).cloned().collect()

@@ -75,7 +75,7 @@ const FAILOVER_FAULT_PERIOD: Duration = Duration::from_secs(4);
 /// failover happens while outcomes of earlier rounds can still be unknown.
 const FAILOVERS_PER_SETTLEMENT: u32 = 3;
 
-/// Interval of checks for due faults and dead replicas. [`settle`] checks once in four intervals.
+/// Interval of checks for due faults and dead replicas. [`settle`] checks replicas and outcomes once in four intervals.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Maximum time after the end of a round's faults until every outcome is known and every replica is ready.

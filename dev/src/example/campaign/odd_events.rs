@@ -52,8 +52,8 @@ pub(super) async fn deliver(gateway: Arc<Simulator>, owner_url: Url) -> Vec<Stri
 }
 
 /// Delivers an event until a replica responds with a status other than 401, 429, 503 and 504. Returns this status, or
-/// `None` after [`MAX_ATTEMPTS`] attempts. A 401 is retried, because one replica may have another
-/// webhook secret than the gateway for some seconds.
+/// `None` after [`MAX_ATTEMPTS`] attempts. A 401 is retried, because for some seconds one replica may have a webhook
+/// secret that differs from the gateway's secret.
 async fn deliver_until_decided(gateway: &Simulator, event: &Event) -> Option<u16> {
     for _ in 0..MAX_ATTEMPTS {
         match gateway.deliver_webhook(event).await {

@@ -29,7 +29,8 @@ pub(super) struct Orphans {
     found: HashMap<Uuid, Duration>,
 }
 
-/// The number of orphans that the service has not recorded, and the times until it recorded the others.
+/// The number of orphans that the service has not recorded, and the time from the end of the faults until the service
+/// recorded each other orphan.
 #[derive(Debug, Clone, Default)]
 pub struct OrphanReport {
     pub missing: usize,

@@ -1,4 +1,4 @@
-//! A support user who issues full and partial refunds, and retries each until its outcome is known.
+//! A support user who issues full and partial refunds, and retries each until a response requires no retry.
 use std::time::Duration;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};

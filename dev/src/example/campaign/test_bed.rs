@@ -1,4 +1,4 @@
-//! All components of a campaign, and the execution of faults.
+//! The database, the gateway, the replicas and the proxies of a campaign, and the execution of faults.
 use std::{
     fs,
     net::SocketAddr,
@@ -108,15 +108,15 @@ impl TestBed {
             ("GATEWAY_URL", format!("http://{}", gateway_proxy.address())),
             ("GATEWAY_API_KEY", GATEWAY_API_KEY.to_owned()),
             ("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET.to_owned()),
-            // Short timeouts and intervals, so that outcomes become known soon and an hour contains many rounds.
+            // Short timeouts and intervals, so that outcomes become known soon and a campaign of an hour has many rounds.
             ("GATEWAY_TIMEOUT_MS", "1000".to_owned()),
             ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1".to_owned()),
             ("PAYMENT_RECONCILIATION_INTERVAL_SECONDS", "1".to_owned()),
             ("DATABASE_ACQUIRE_TIMEOUT_MS", "1000".to_owned()),
             ("AUDIT_SEAL_INTERVAL_SECONDS", "1".to_owned()),
             ("WRITE_TIMEOUT_MS", "5000".to_owned()),
-            // Longer than a stall of the replicas' proxies, which also holds back bodies, and shorter than the deadline of
-            // a request. A body that times out gets 400, after which customers do not retry.
+            // Longer than a stall of the API proxy, which also holds back bodies, and shorter than the deadline of a
+            // request. A request whose body times out gets 400, after which customers do not retry.
             ("BODY_TIMEOUT_MS", "9000".to_owned()),
             // The password changes cause many logins, of which many fail. So the account must not be locked, and the
             // password hashes are cheap.

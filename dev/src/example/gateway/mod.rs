@@ -172,7 +172,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Locks a mutex and ignores poisoning. The data is valid after a panic, because every change is made in one step.
+/// Locks a mutex and ignores poisoning. The data is valid after a panic, because no change of the data panics halfway.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

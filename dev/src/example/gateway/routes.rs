@@ -313,8 +313,8 @@ impl Default for References {
     }
 }
 
-/// Returns the charges and refunds with references in the range, and their counts. With the range, the
-/// invariants compare a large ledger in parts.
+/// Returns the charges and refunds with references in the range, and their counts. The check of the invariants reads a
+/// large ledger in parts, one range per request.
 async fn ledger(
     State(gateway): State<Arc<Gateway>>,
     Query(references): Query<References>,

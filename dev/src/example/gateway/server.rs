@@ -55,8 +55,8 @@ async fn serve(stream: TcpStream, router: Router) {
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-/// Returns the response, or an error for a connection to cut. hyper closes a connection without a response when its
-/// service fails.
+/// Returns the response, or an error if the response has the extension [`CutConnection`]. hyper closes a connection
+/// without a response when the service returns an error.
 fn cut_or_respond(response: Response) -> Result<Response, CutConnection> {
     if response.extensions().get::<CutConnection>().is_some() { Err(CutConnection) } else { Ok(response) }
 }

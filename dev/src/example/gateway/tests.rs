@@ -666,7 +666,7 @@ async fn any_event_can_be_delivered_on_request() {
     assert_eq!(fixture.gateway.sign("{}", "msg_1", now).unwrap(), expected);
 }
 
-/// A separate ledger file, removed at the end.
+/// A path for the ledger file of one test. The file is removed when the value is dropped.
 struct LedgerFile(PathBuf);
 
 impl LedgerFile {

@@ -164,8 +164,8 @@ pub async fn seed_rows(database: &Database, customer: Uuid, count: u32) {
         .await;
 }
 
-/// Gauges of workers with several units of work, such as the scopes of the reconciliation. Each gauge is zero until its
-/// unit has succeeded once.
+/// Gauges of the reconciliation, one for each scope. Each gauge is zero until the reconciliation of its scope has
+/// succeeded once. The harness waits for these gauges, because the worker reports success after one scope.
 pub const FIRST_RUN_GAUGES: [&str; 2] = [
     "reconciliation_last_success_timestamp_seconds{scope=\"recent\"}",
     "reconciliation_last_success_timestamp_seconds{scope=\"window\"}",

@@ -71,7 +71,7 @@ impl Order {
         rows.iter().filter_map(|row| row["id"].as_str()?.parse().ok()).collect()
     }
 
-    /// Waits until the order has a payment, and returns the payment's id.
+    /// Waits until the order has a payment, and returns the id of the newest payment.
     pub async fn wait_for_payment(&self) -> Uuid {
         let what = format!("order {} has a payment", self.id);
         eventually(&what, async || self.payments().await.last().copied()).await

@@ -1,7 +1,9 @@
 //! Invariants between the service's tables and the gateway's ledger. Every charge has its payment, and every payment
 //! that succeeded or was declined has its charge. Every refund of the gateway has its stored refund, and every stored
-//! refund that succeeded has its refund at the gateway. The amounts agree, and so do the outcomes of settled payments
-//! and refunds. No payment has two successful charges, and no stored refund has two successful refunds at the gateway.
+//! refund that succeeded has its refund at the gateway. The amounts and currencies agree, and so do the outcomes of
+//! settled payments and refunds. A settled payment stores the id of its successful charge, and a refund belongs to the
+//! charge of its payment. No payment has two successful charges, and no stored refund has two successful refunds at the
+//! gateway.
 use std::collections::HashMap;
 
 use uuid::Uuid;
@@ -306,9 +308,9 @@ mod tests {
     fn a_settlement_during_the_check_is_no_violation() {
         let before = Page { payments: vec![payment("processing")], ..Page::default() };
         let after = Page { payments: vec![payment("succeeded")], ..Page::default() };
-        assert!(compare(&before, &Ledger::default(), &after).is_empty(), "a later charge was reported");
+        assert!(compare(&before, &Ledger::default(), &after).is_empty(), "a charge after the ledger's read was reported");
         let ledger = Ledger { charges: vec![charge(ChargeStatus::Succeeded)], refunds: vec![] };
-        assert!(compare(&Page::default(), &ledger, &after).is_empty(), "a later payment was reported");
+        assert!(compare(&Page::default(), &ledger, &after).is_empty(), "a payment after the first read was reported");
     }
 
     #[test]

@@ -29,8 +29,9 @@ pub const SECRETS: [&str; 0] = [];
 pub const EXTERNAL_CHECKS: [&str; 0] = [];
 /// Metric series that exist from the first scrape, in addition to those of the platform.
 pub const SERIES: [&str; 1] = ["notes_created_total 0"];
-/// Gauges that are zero until a worker of this project has completed its first run. A worker with one unit of work needs
-/// no gauge here, because the harness waits for the first success of each worker.
+/// Gauges that are zero until a worker of this project has completed its first run. The harness waits for the first
+/// success of each worker. A worker with several units of work reports success after one unit, so each unit needs a
+/// gauge here.
 pub const FIRST_RUN_GAUGES: [&str; 0] = [];
 
 /// Returns a body that creates a note.

@@ -1,4 +1,5 @@
-//! Number of database round trips of the routes of notes.
+//! Number of database round trips of creating, reading and listing notes. A request for another customer's note costs
+//! the same as a request for a missing note.
 use dev::harness::{PATH, body};
 use serde_json::json;
 use uuid::Uuid;
