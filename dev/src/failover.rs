@@ -33,7 +33,8 @@ use crate::{
 const RESTORE_SPAN: Duration = Duration::from_secs(30);
 
 /// Interval of base backups. A restore replays the WAL since a base backup, so the primary must keep all WAL since its
-/// oldest stored backup. Each new backup replaces the oldest one, which limits the size of this WAL.
+/// oldest stored backup. Once two backups are stored, each new backup replaces the older one. This limits the size of
+/// the WAL.
 const BACKUP_INTERVAL: Duration = Duration::from_mins(10);
 
 /// Deadline of the service's command `after-restore`, including the comparison with the records of the external

@@ -190,7 +190,7 @@ async fn environment(arguments: Environment) -> Outcome {
         console_port: arguments.console_port,
         extra: arguments.set,
     };
-    // The bar shows the status line, and is invisible if standard error is not a terminal.
+    // The bar shows the status line. The bar is invisible with `--logs`, or if standard error is not a terminal.
     let bar = if settings.logs { ProgressBar::hidden() } else { ProgressBar::no_length() };
     bar.set_style(ProgressStyle::with_template("{wide_msg}")?);
     let print = |line: &str| bar.suspend(|| print(line));

@@ -34,8 +34,8 @@ use serde_json::{Value, json};
 use tonic::{Status, codec::CompressionEncoding, service::Routes};
 use tower_http::decompression::RequestDecompressionLayer;
 
-/// Maximum size of an uncompressed request in bytes. By default an exporter sends at most 512 spans in one request.
-/// Such a request is usually far smaller than the maximum.
+/// Maximum size of a request in bytes, after decompression. By default an exporter sends at most 512 spans in one
+/// request. Such a request is usually far smaller than the maximum.
 const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 
 /// Attributes of a span, an event, a log record or a resource. Texts and numbers stay distinct, as in the protocol.

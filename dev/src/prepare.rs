@@ -24,7 +24,7 @@ use crate::{
     project,
 };
 
-/// The reason why the queries could not be described.
+/// The reason why the query descriptions could not be regenerated or compared.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]

@@ -1,6 +1,6 @@
 //! Attempts to log in or to change a password, counted for lockouts (NIST SP 800-53 AC-7). Each attempt is counted
-//! before the password is verified. If the password is correct and no limit is exceeded, the attempts of the client's
-//! network are removed from the counts.
+//! before the password is verified. If the password is correct and no limit is exceeded, the account's attempts from
+//! the client's network are removed from the counts.
 //!
 //! Hashing a password is slow. If attempts were counted after the verification, a hundred parallel attempts could pass
 //! the limit before the first one is counted. Attempts on unknown accounts are counted too, so that a lockout does not
@@ -92,8 +92,8 @@ impl Lockout {
     /// attempt beyond the network's own limit does not count for all networks. Otherwise one network could lock the
     /// owner out everywhere.
     ///
-    /// Attempts up to the limit extend the expiry of the count. Attempts beyond the limit do not, so that a lockout
-    /// ends after its configured duration.
+    /// Attempts up to the limit extend the expiry of the count. Attempts beyond the limit do not, so a lockout ends one
+    /// configured duration after the last attempt within the limit.
     pub(super) async fn count(
         &self,
         database: &Database,

@@ -1,4 +1,4 @@
-//! Registration, login, the change of a password, and the current user, as the routes call them.
+//! The methods that the routes call for registration, login, the change of a password, and the current user.
 use platform::{
     audit::{Event, EventResult, EventType},
     http::client_address::ClientAddress,

@@ -33,7 +33,7 @@ impl Settings {
     /// Returns the parameters of password hashes.
     ///
     /// # Errors
-    /// If argon2 does not support the combination.
+    /// If argon2 does not support the combination of memory, passes and lanes.
     pub fn argon2_params(&self) -> Result<Params, argon2::Error> {
         Params::new(
             self.argon2_memory_kib.get(),

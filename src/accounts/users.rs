@@ -103,8 +103,8 @@ pub(super) async fn by_id(database: &Database, id: Uuid) -> Result<Option<UserRe
     row.map(UserRecord::try_from).transpose()
 }
 
-/// Changes a password and ends every session of the user, in one transaction. Returns `false`, and changes nothing, if
-/// the user no longer has the verified hash because of a concurrent change.
+/// Changes a password, ends every session of the user, and audits both, in one transaction. Returns `false`, and
+/// changes nothing, if the user no longer has the verified hash because of a concurrent change.
 pub(super) async fn change_password(
     database: &Database,
     verified: &UserRecord,
@@ -136,8 +136,8 @@ pub(super) async fn change_password(
     Ok(true)
 }
 
-/// Replaces the outdated hash of a password by a hash of the same password with the current parameters. Returns
-/// `false`, and changes nothing, if the user no longer has the outdated hash.
+/// Replaces the outdated hash of a password by a hash of the same password with the current parameters, and audits the
+/// change. Returns `false`, and changes nothing, if the user no longer has the outdated hash.
 pub(super) async fn replace_hash(
     database: &Database,
     user: &User,

@@ -1,7 +1,8 @@
-//! The `OpenAPI` document: generated from the handlers, and completed with the parts that all routes have in common.
+//! The `OpenAPI` document: generated from the handlers, and completed with responses, headers and links. The module
+//! also creates the metric series of the routes in the document.
 //!
-//! The rejections by layers and extractors follow from the properties of a route. Rules in this module add them,
-//! because a list at each handler would become incomplete.
+//! The rejections by layers and extractors follow from the properties of a route. Rules in this module add these
+//! rejections, because a list at each handler would become incomplete.
 use std::collections::BTreeMap;
 
 use axum::http::{Method, StatusCode};
@@ -47,7 +48,7 @@ impl Modify for Common {
     }
 }
 
-/// Returns the document with the parts that all routes have in common.
+/// Returns the document with the rejections, headers and links that no handler declares.
 pub(super) fn completed(mut document: Document) -> Document {
     document.merge(Base::openapi());
     // `merge` of utoipa 6.0.0 ignores the headers of the components.

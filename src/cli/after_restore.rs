@@ -88,7 +88,8 @@ async fn read_span(database: &Database, heads: &KnownHeads) -> Result<LostSpan, 
     Ok(span)
 }
 
-/// Prints the part of the audit log that the restore has lost, and the changes that the command is about to make.
+/// Prints the part of the audit log that the restore has lost, and the changes that [`record`] makes after the
+/// confirmation.
 fn describe(span: &LostSpan) {
     match span.numbers() {
         Some((first, last)) => println!(

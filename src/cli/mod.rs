@@ -149,7 +149,7 @@ fn serve(config: Config) -> Outcome {
         service::serve(config, telemetry).await?;
         Outcome::Ok(())
     });
-    // Tasks that still run after the deadline must not keep the process alive.
+    // Tasks that still run after the shutdown deadline must not keep the process alive.
     runtime.shutdown_background();
     served
 }

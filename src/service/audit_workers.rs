@@ -52,8 +52,8 @@ pub(super) fn start(
     });
 }
 
-/// Returns the function that audits each change of the log filter and each rejected change. The audit event is recorded
-/// in the background, so that an operator can raise the log level while the database is unreachable.
+/// Returns the function that audits changes and rejected changes of the log filter. The audit event is recorded in the
+/// background, so that an operator can raise the log level while the database is unreachable.
 pub(super) fn log_level_auditor(
     database: &Database,
     denials: &Denials,

@@ -60,7 +60,7 @@ async fn retry<T>(deadline: Instant, step: impl AsyncFn() -> Result<T, ServeErro
 
 /// Checks the schema, privileges and session settings of the database, and that the audit log's latest epoch began in
 /// this PostgreSQL cluster. In staging and production, a role that can rewrite the audit log is an error, and so are
-/// commits that a crash can lose.
+/// commits that a crash can lose. A `DATABASE_URL` that allows connections without TLS is only a warning there.
 async fn check(database: &Database, config: &Config) -> Result<(), ServeError> {
     let schema = database.schema_state(&MIGRATIONS).await?;
     match schema {

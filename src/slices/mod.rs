@@ -1,6 +1,6 @@
-//! The slices. A slice is one capability of the domain, with its rules, SQL and routes in one directory. No other code
-//! in `src` names a slice, so the code of a new slice is its directory and a few lines in this file. CONTRIBUTING.md
-//! has the steps.
+//! The slices. A slice is one capability of the domain, with its rules, SQL and routes in one directory. No code of
+//! `src` outside of `src/slices` names a slice, so the code of a new slice is its directory and a few lines in this
+//! file. CONTRIBUTING.md has the steps.
 mod catalog;
 mod orders;
 mod payments;
@@ -83,7 +83,8 @@ pub async fn execute(
 }
 
 /// Compares the slices' records with those of the services that the slices call, after a restore of the database has
-/// lost the changes since `lost_since`. Returns lines to print: one for each difference, and a summary.
+/// lost the changes since `lost_since`. Records each difference, and settles records of unknown outcome. Returns lines
+/// to print: one for each difference, and a summary.
 ///
 /// # Errors
 /// If a comparison could not be completed. The command `after-restore` can be repeated.

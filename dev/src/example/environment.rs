@@ -1,6 +1,6 @@
 //! The payment gateway that `cargo dev` starts with the service, and the commands that the terminal shows for orders
-//! and payments. The gateway's ledger persists between runs, except in a run with a standby, whose database is temporary
-//! too.
+//! and payments. The gateway's ledger persists between runs, except in a run with a standby, whose database is also
+//! temporary.
 use std::{
     io,
     net::SocketAddr,

@@ -71,7 +71,7 @@ impl Builder {
         self
     }
 
-    /// Uses an empty database, which the service must migrate itself.
+    /// Uses an empty database. The test must set `MIGRATE_ON_START`, so that the service migrates the database.
     pub fn without_schema(mut self) -> Self {
         self.has_schema = false;
         self

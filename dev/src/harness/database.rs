@@ -21,7 +21,8 @@ use crate::{
 };
 
 /// Password of the owner and of the service's role. The password needs no secrecy, because a server that the tests
-/// start listens on this machine only. On a server named in the environment, the next run drops both roles.
+/// start listens on this machine only. On a server named in the environment, the password is valid until a later run
+/// drops both roles.
 const PASSWORD: &str = "for-tests-only";
 
 /// A database that is dropped at the end of its test.

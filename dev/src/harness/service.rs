@@ -146,8 +146,8 @@ impl Service {
         self.wait_for_exit().await
     }
 
-    /// Starts a new process with the same database and dependencies, on other ports. Kills the previous process if it
-    /// is still running. Sessions stay valid.
+    /// Starts a new process with the same database and dependencies, on other ports. Then kills the previous process if
+    /// it is still running. Sessions stay valid.
     pub async fn restart(&mut self) {
         self.process = Process::start(&self.executable, &self.settings).await;
         self.api.set_url(self.process.api.clone());
@@ -174,7 +174,7 @@ impl Service {
         self.restart().await;
     }
 
-    /// Starts another replica: a second process with the same settings, database and dependencies.
+    /// Starts another replica: a further process with the same settings, database and dependencies.
     pub async fn replica(&self) -> Self {
         self.replica_with(&[]).await
     }

@@ -99,8 +99,8 @@ pub(super) fn recover_to(
     append("recovery.signal", "")
 }
 
-/// Statements that remove the settings of [`recover_to`]. Otherwise a later standby, which is a copy of this server,
-/// would stop its recovery at the same moment.
+/// Statements that remove the settings of [`recover_to`]. With these settings a later standby, which is a copy of this
+/// server, would stop its recovery at the same moment.
 pub(super) const RESET_RECOVERY_SETTINGS: [&str; 3] = [
     "alter system reset recovery_target_time",
     "alter system reset recovery_target_action",

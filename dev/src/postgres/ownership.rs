@@ -32,7 +32,7 @@ impl Ownership {
         }
     }
 
-    /// Parses the comment of a database or role. Returns `None` for any other comment.
+    /// Parses the comment of a database or role. Returns `None` for a comment that this project has not written.
     pub fn parse(comment: &str) -> Option<Self> {
         let rest = comment.strip_prefix(&prefix())?;
         if let Some(directory) = rest.strip_prefix("the environment in ") {

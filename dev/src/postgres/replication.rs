@@ -31,7 +31,8 @@ const MAX_BACKUPS: usize = 2;
 /// Durability of a confirmed commit in a failover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ReplicationMode {
-    /// A commit is confirmed once the standby has the commit on disk. A failover loses no confirmed commit.
+    /// A commit is confirmed once the standby has the commit on disk. A failover loses no confirmed commit, but a restore
+    /// can lose the last confirmed commits.
     Synchronous,
     /// A commit is confirmed before the standby has the commit. A failover can lose the last confirmed commits.
     Asynchronous,
@@ -208,7 +209,7 @@ impl ReplicatedServer {
         proxies.try_for_each(|proxy| reconnect(proxy, &self.primary))
     }
 
-    /// Returns `url` with the current primary's own address, which is valid until the next change of the primary.
+    /// Returns `url` with the current primary's own port, which is valid until the next change of the primary.
     pub fn direct_url(&self, url: &Url) -> Url {
         let mut url = url.clone();
         // The call fails only for a URL without a host. Such a server could not have been reached.

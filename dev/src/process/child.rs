@@ -119,7 +119,8 @@ impl Launch {
         self
     }
 
-    /// Appends every line to this file. If the output is captured, a full file is renamed with the suffix `.1`.
+    /// Appends every line to this file. If the output is captured, a file that exceeds its maximum size is renamed with
+    /// the suffix `.1`.
     #[must_use]
     pub fn log_to(mut self, file: &Path) -> Self {
         self.log = Some(file.to_owned());
@@ -214,7 +215,7 @@ fn watch_for_exit(
     }
 }
 
-/// The reason why [`Child::wait`] or [`Child::stop`] returned no exit status.
+/// The reason why [`Child::wait`], [`Child::stop`] or [`Child::stop_by`] returned no exit status.
 #[derive(Debug, thiserror::Error)]
 pub enum WaitError {
     #[error("process {pid} is still running after {} s", .waited.as_secs_f32())]

@@ -10,8 +10,9 @@ pub enum OrderError {
     /// The products of the basket have several currencies.
     #[error("the products have several currencies")]
     SeveralCurrencies,
-    /// The order was not placed, but the later search for the reason found that all of its products can be ordered.
-    /// The catalog changed in between, so a retry can succeed.
+    /// The order was not placed, but the later search for the reason found that all of its products can be ordered in
+    /// one currency. The catalog changed in between, so a retry can succeed. If the idempotency key is already claimed,
+    /// the client gets the stored response instead of this error.
     #[error("the catalog changed during the request")]
     CatalogChanged,
     /// There is no such order, or it belongs to another customer.

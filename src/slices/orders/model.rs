@@ -13,7 +13,7 @@ use super::errors::OrderError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OrderStatus {
-    /// Placed and not paid. The order can be paid or cancelled.
+    /// Placed and not paid. The order can be paid or cancelled, unless a payment is in progress.
     PendingPayment,
     /// Paid.
     Paid,

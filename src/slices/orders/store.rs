@@ -239,8 +239,8 @@ pub(super) async fn list(
     rows.into_iter().map(Order::try_from).collect()
 }
 
-/// Cancels an order if it is unpaid and has no payment in progress. With `owner`, cancels the order only if this
-/// customer placed it. Returns whether the order was cancelled.
+/// Cancels an order that is unpaid and has no payment in progress, and audits the cancellation. With `owner`, cancels
+/// the order only if this customer placed it. Returns whether the order was cancelled.
 pub(super) async fn cancel(database: &Database, id: Uuid, owner: Option<Uuid>) -> Result<bool, sqlx::Error> {
     let event = Event::change("orders", "cancel").records([id]);
     let statement = sqlx::query!(

@@ -4,7 +4,8 @@
 //! audited and logged **once**, because repetitions in the audit log would hide other discrepancies.
 //!
 //! Each discrepancy has an alert of its own. The alert is stored with the discrepancy, and resent until a receiver
-//! accepts it. An alert only in memory would be lost in a crash after the commit, or while the receiver is down.
+//! accepts the alert or the discrepancy is closed. An alert only in memory would be lost in a crash after the commit,
+//! or while the receiver is down.
 //!
 //! A discrepancy is open, and counted in `payment_discrepancies_open`, until an operator closes it with a reason. A
 //! discrepancy because of an unknown outcome is the exception: `payments_parked` counts the payment or refund instead,
@@ -167,7 +168,7 @@ impl Payments {
         database.run("discrepancies.select", async |connection| statement.fetch_one(connection).await).await
     }
 
-    /// Records a discrepancy of a payment or refund whose outcome is unknown.
+    /// Records a discrepancy of a payment or refund that is still `processing`.
     pub(super) async fn record_discrepancy_of_unsettled(
         &self,
         resource: &'static str,
@@ -179,8 +180,8 @@ impl Payments {
         self.record_discrepancy(&discrepancy).await.map(drop)
     }
 
-    /// Sends a batch of due alerts that no receiver has accepted yet. A separate task sends them, because a receiver
-    /// that is down must not delay a payment.
+    /// Sends a batch of due alerts that no receiver has accepted yet, unless no receiver is configured. A separate task
+    /// sends the alerts, because a receiver that is down must not delay a payment.
     pub(super) fn alert_discrepancies(&self) {
         if self.0.alerts.has_receivers() {
             let payments = self.clone();

@@ -332,6 +332,22 @@ async fn an_unusable_signed_event_is_recorded_and_alerted() {
 }
 
 #[tokio::test]
+async fn an_unusable_event_is_recorded_with_its_payment_or_refund() {
+    let service = service().await;
+    let payment = service.customer().await.places_an_order().await.pay_successfully().await;
+    let refund = service.support().await.refund(payment, Some(100)).await.assert_status(201).id();
+    for (id, kind) in [(payment, "charge.succeeded"), (refund, "refund.succeeded")] {
+        let reference = service.gateway_key(id).await;
+        let body =
+            json!({ "type": kind, "data": { "id": "", "reference": reference, "status": "succeeded" } });
+        let response = deliver_now(&service, &signed(&body.to_string())).await;
+        assert_eq!(response.status, 204, "{body}: {response}");
+        let recorded = service.audit_events("action = 'discrepancy'").await.pop().unwrap();
+        assert_eq!(recorded["metadata"]["record_ids"], json!([id]), "{body}");
+    }
+}
+
+#[tokio::test]
 async fn two_secrets_verify_while_one_replaces_the_other() {
     let [old, new, unknown] = ["old", "new", "unknown"].map(|name| {
         format!("whsec_{}", BASE64_STANDARD.encode(format!("{name} secret, long enough for a test")))

@@ -354,8 +354,8 @@ impl Shop {
     }
 }
 
-/// Returns whether the response requests a retry. Reasons are a rate limit, an unavailable database or service, an
-/// earlier request with the same key that is still in progress, and the service's deadline (504).
+/// Returns whether the response requests a retry. Reasons are, for example, a rate limit, an unavailable database or
+/// gateway, an earlier request with the same key that is still in progress, and the service's deadline (504).
 fn requests_retry(response: &Response) -> bool {
     match response.status().as_u16() {
         409 | 429 | 503 => response.headers().contains_key("retry-after"),

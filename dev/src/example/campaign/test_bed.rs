@@ -108,7 +108,7 @@ impl TestBed {
             ("GATEWAY_URL", format!("http://{}", gateway_proxy.address())),
             ("GATEWAY_API_KEY", GATEWAY_API_KEY.to_owned()),
             ("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET.to_owned()),
-            // Short timeouts and intervals, so that outcomes become known soon and a campaign of an hour has many rounds.
+            // Short timeouts and intervals, so that outcomes become known soon and a campaign has many rounds per hour.
             ("GATEWAY_TIMEOUT_MS", "1000".to_owned()),
             ("PAYMENT_RECOVERY_INTERVAL_SECONDS", "1".to_owned()),
             ("PAYMENT_RECONCILIATION_INTERVAL_SECONDS", "1".to_owned()),

@@ -20,8 +20,8 @@ pub struct Faults {
     pub error_rate_after_charge: f64,
     /// Status of the error responses that both error rates cause, from 400 to 599.
     pub error_status: u16,
-    /// Value of `Retry-After` in these error responses, sent unmodified. An empty value, or a value that is invalid in a
-    /// header, omits `Retry-After`.
+    /// Value of `Retry-After` in these error responses, sent unmodified. An empty value, or a value that a header
+    /// cannot contain, omits the header.
     pub retry_after: String,
     /// Fraction of charges that are declined regardless of the payment method.
     pub decline_rate: f64,

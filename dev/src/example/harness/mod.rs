@@ -164,8 +164,8 @@ pub async fn seed_rows(database: &Database, customer: Uuid, count: u32) {
         .await;
 }
 
-/// Gauges of the reconciliation, one for each scope. Each gauge is zero until the reconciliation of its scope has
-/// succeeded once. The harness waits for these gauges, because the worker reports success after one scope.
+/// Gauges of the reconciliation, one for each scope. Each gauge is zero until a run of its scope is complete. The
+/// harness waits for these gauges, because the worker of a scope reports success after each page of a run.
 pub const FIRST_RUN_GAUGES: [&str; 2] = [
     "reconciliation_last_success_timestamp_seconds{scope=\"recent\"}",
     "reconciliation_last_success_timestamp_seconds{scope=\"window\"}",

@@ -308,9 +308,9 @@ mod tests {
     fn a_settlement_during_the_check_is_no_violation() {
         let before = Page { payments: vec![payment("processing")], ..Page::default() };
         let after = Page { payments: vec![payment("succeeded")], ..Page::default() };
-        assert!(compare(&before, &Ledger::default(), &after).is_empty(), "a charge after the ledger's read was reported");
+        assert!(compare(&before, &Ledger::default(), &after).is_empty(), "a later charge counts as missing");
         let ledger = Ledger { charges: vec![charge(ChargeStatus::Succeeded)], refunds: vec![] };
-        assert!(compare(&Page::default(), &ledger, &after).is_empty(), "a payment after the first read was reported");
+        assert!(compare(&Page::default(), &ledger, &after).is_empty(), "a later payment was overlooked");
     }
 
     #[test]

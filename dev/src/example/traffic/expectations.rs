@@ -1,4 +1,4 @@
-//! The API contract of products, orders and payments. Each function returns the first violated rule, if any.
+//! Rules of the API contract for products, orders and payments. Each function returns the first violated rule, if any.
 use serde_json::Value;
 
 use crate::traffic::{
@@ -33,8 +33,8 @@ pub(crate) fn is_order(order: &Value) -> CheckResult {
     )
 }
 
-/// Checks that a payment has this order, amount and currency, and a status that this payment method allows. Checks that
-/// the payment has a failure reason if and only if it was declined or failed.
+/// Checks that a payment has an id, this order, amount and currency, and a known status. Checks that the payment has a
+/// failure reason if and only if it was declined or failed. A card that is always declined must not have paid.
 pub(crate) fn check_payment(
     payment: &Value,
     order_id: &str,

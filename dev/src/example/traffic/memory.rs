@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use crate::traffic::api::Call;
 
-/// Number of orders above which [`Memory::store`] removes the customer's least recently used finished order. This limit
-/// removes no unfinished order.
+/// Number of orders above which [`Memory::store`] removes the customer's least recently used finished order. `store`
+/// removes no unfinished order, so a customer can have more orders.
 const MAX_ORDERS: usize = 12;
 
 /// A product for sale.

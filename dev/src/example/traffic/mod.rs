@@ -2,8 +2,8 @@
 //!
 //! - [`memory`]: the state of each customer, the state shared by all customers, and the counts of orders and payments
 //! - [`choices`]: the next action of a customer
-//! - [`shopping`], [`paying`], [`invalid_requests`]: the actions, each with its part of the API contract
-//! - [`expectations`]: the API contract of products, orders and payments
+//! - [`shopping`], [`paying`], [`invalid_requests`]: the actions, each with the checks of its responses
+//! - [`expectations`]: rules of the API contract for products, orders and payments
 mod choices;
 mod expectations;
 mod invalid_requests;

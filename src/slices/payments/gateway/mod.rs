@@ -46,8 +46,8 @@ use platform::{
 /// Name of the gateway in `service` labels and in the breaker.
 pub const SERVICE: &str = "payment_gateway";
 
-/// Maximum length of a response in bytes, above that of a full page of the listing, which is the longest expected
-/// response. The rest of a longer response is not read.
+/// Maximum length of a response body in bytes. The longest expected response, a full page of the listing, is shorter.
+/// The rest of a longer response is not read.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// Maximum accepted `Retry-After`. A longer one is shortened to this time, so that time arithmetic cannot overflow. A
@@ -142,7 +142,8 @@ impl Gateway {
         &self.0.breaker
     }
 
-    /// Acquires the permission to begin a new charge or refund.
+    /// Acquires the permission to begin a new charge or refund. The attempt also earns a fraction of a retry for the
+    /// retry budget.
     ///
     /// # Errors
     /// If the breaker rejects the call, or too many requests wait for the gateway.
@@ -186,7 +187,7 @@ impl Gateway {
         self.send(&["v1", "charges", charge_id, "refunds"], key, body, permit, until).await
     }
 
-    /// Returns the gateway's charges with the reference of a payment.
+    /// Returns the charges that the gateway lists for the reference of a payment.
     ///
     /// # Errors
     /// If the call has no certain outcome, or the gateway rejects it.
@@ -194,7 +195,7 @@ impl Gateway {
         self.list("charges", key, |charge: &Charge| charge.reference, until).await
     }
 
-    /// Returns the gateway's refunds with the reference of a stored refund.
+    /// Returns the refunds that the gateway lists for the reference of a stored refund.
     ///
     /// # Errors
     /// If the call has no certain outcome, or the gateway rejects it.

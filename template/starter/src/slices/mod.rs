@@ -1,6 +1,6 @@
-//! The slices. A slice is one capability of the domain, with its rules, SQL and routes in one directory. No other code
-//! in `src` names a slice, so the code of a new slice is its directory and a few lines in this file. CONTRIBUTING.md
-//! has the steps.
+//! The slices. A slice is one capability of the domain, with its rules, SQL and routes in one directory. No code of
+//! `src` outside of `src/slices` names a slice, so the code of a new slice is its directory and a few lines in this
+//! file. CONTRIBUTING.md has the steps.
 mod notes;
 
 use std::error::Error;
