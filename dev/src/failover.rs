@@ -201,7 +201,7 @@ async fn read_node(url: &Url) -> Result<(bool, Option<Value>), sqlx::Error> {
 }
 
 /// The service's command `after-restore`, which runs before clients reach a restored database. If the command fails,
-/// clients are admitted nevertheless, so that the alert DatabaseRestored can be observed.
+/// clients are admitted nevertheless, so that the alert `DatabaseRestored` can be observed.
 #[derive(Clone, Debug)]
 pub struct AfterRestore {
     pub executable: PathBuf,

@@ -31,8 +31,8 @@ const MAX_BACKUPS: usize = 2;
 /// Durability of a confirmed commit in a failover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ReplicationMode {
-    /// A commit is confirmed once the standby has the commit on disk. A failover loses no confirmed commit, but a restore
-    /// can lose the last confirmed commits.
+    /// A commit is confirmed once the standby has the commit on disk. A failover loses no confirmed commit, but a
+    /// restore can lose the last confirmed commits.
     Synchronous,
     /// A commit is confirmed before the standby has the commit. A failover can lose the last confirmed commits.
     Asynchronous,

@@ -266,8 +266,8 @@ impl Server {
         // second statement writes the WAL to disk.
         let commit = ["select pg_current_xact_id()", "select pg_switch_wal()"].map(ToOwned::to_owned);
         self.execute(&commit).await?;
-        // A clean shutdown would end the backup's connection, which owns a temporary replication slot. Without the slot,
-        // the shutdown would then remove WAL that the recovery needs.
+        // A clean shutdown would end the backup's connection, which owns a temporary replication slot. Without the
+        // slot, the shutdown would remove WAL that the recovery needs.
         cluster.halt(Signal::SIGQUIT).await?;
         backup.recover_to(moment, cluster)?;
         let server = self.start_on_backup(backup, progress).await?;

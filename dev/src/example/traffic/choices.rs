@@ -25,8 +25,8 @@ const PAYMENT_METHODS: [(&str, u32); 9] = [
     ("pm_card_error_after_charge", 1),
 ];
 
-/// The next action of a customer. While an action with a [`PlacedOrder`] runs, the order is not in the customer's memory.
-/// So no concurrent action can take the same order.
+/// The next action of a customer. While an action with a [`PlacedOrder`] runs, the order is not in the customer's
+/// memory, so no concurrent action can take the same order.
 #[derive(Debug)]
 pub(super) enum Action {
     Browse { cursor: Option<String> },

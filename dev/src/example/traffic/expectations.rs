@@ -6,7 +6,7 @@ use crate::traffic::{
     expectations::{CheckResult, check, check_status, list, number, text},
 };
 
-pub(crate) fn is_product(product: &Value) -> CheckResult {
+pub(crate) fn check_product(product: &Value) -> CheckResult {
     for field in ["id", "sku", "name", "currency"] {
         check(&format!("a product has `{field}`"), !text(product, field).is_empty())?;
     }
@@ -14,7 +14,7 @@ pub(crate) fn is_product(product: &Value) -> CheckResult {
 }
 
 /// Checks that an order has all fields, and that its amounts add up.
-pub(crate) fn is_order(order: &Value) -> CheckResult {
+pub(crate) fn check_order(order: &Value) -> CheckResult {
     for field in ["id", "customer_id", "status", "currency", "created_at", "updated_at"] {
         check(&format!("an order has `{field}`"), !text(order, field).is_empty())?;
     }
@@ -87,14 +87,14 @@ mod tests {
 
     #[test]
     fn an_order_has_consistent_amounts() {
-        assert_eq!(is_order(&order()), Ok(()));
+        assert_eq!(check_order(&order()), Ok(()));
         let mut wrong_total = order();
         wrong_total["total_amount"] = json!(701);
-        assert!(is_order(&wrong_total).is_err());
+        assert!(check_order(&wrong_total).is_err());
         let mut wrong_item = order();
         wrong_item["items"][0]["amount"] = json!(301);
         wrong_item["total_amount"] = json!(701);
-        assert!(is_order(&wrong_item).is_err());
+        assert!(check_order(&wrong_item).is_err());
     }
 
     #[test]

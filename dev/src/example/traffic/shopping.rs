@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     choices::Action,
-    expectations::{is_order, is_product},
+    expectations::{check_order, check_product},
     memory::{CompletedRequest, PlacedOrder, Product, State},
 };
 use crate::traffic::{
@@ -49,7 +49,7 @@ impl ApiRequest<'_> {
         let outcome = self
             .send(&Call::get(path), |response| {
                 check_page(response, PRODUCTS_PAGE)?;
-                list(&response.body, "data").iter().try_for_each(is_product)
+                list(&response.body, "data").iter().try_for_each(check_product)
             })
             .await;
         let RequestOutcome::Expected(response) = outcome else { return };
@@ -74,7 +74,7 @@ impl ApiRequest<'_> {
         let outcome = self
             .send(&Call::get(format!("/v1/products/{}", product.id)), |response| {
                 check_status(response, 200)?;
-                is_product(&response.body)?;
+                check_product(&response.body)?;
                 check("the response is the requested product", text(&response.body, "id") == product.id)
             })
             .await;
@@ -107,7 +107,7 @@ impl ApiRequest<'_> {
         let outcome = self
             .send_as(customer, &call, |response| {
                 check_status(response, 201)?;
-                is_order(&response.body)?;
+                check_order(&response.body)?;
                 check("a new order is unpaid", text(&response.body, "status") == "pending_payment")?;
                 let lines = items.as_array().map_or(0, Vec::len);
                 check("an order has every requested item", list(&response.body, "items").len() == lines)?;
@@ -144,7 +144,7 @@ impl ApiRequest<'_> {
         let outcome = self
             .send_as(customer, &call, |response| {
                 check_status(response, 200)?;
-                is_order(&response.body)?;
+                check_order(&response.body)?;
                 check("the response is the requested order", text(&response.body, "id") == order.id)?;
                 let total = number(&response.body, "total_amount");
                 check("an order's total stays unchanged", total == Some(order.total_amount))?;
@@ -178,7 +178,7 @@ impl ApiRequest<'_> {
         let outcome = self
             .send_as(customer, &call.with_token(token), |response| {
                 check_status(response, 200)?;
-                is_order(&response.body)?;
+                check_order(&response.body)?;
                 check(
                     "a cancelled order has the status cancelled",
                     text(&response.body, "status") == "cancelled",
