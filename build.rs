@@ -29,8 +29,8 @@ fn commit() -> Option<String> {
     if let Some(commit) = env::var("GIT_COMMIT").ok().filter(|commit| !commit.trim().is_empty()) {
         return Some(commit.trim().to_owned());
     }
-    // Every commit and every checkout adds a line to this file. So cargo runs this script again once the commit may
-    // have changed.
+    // Git adds a line to `logs/HEAD` at every commit and every checkout. So cargo runs this script again once the
+    // commit may have changed.
     let head_log = output_of(Command::new("git").args(["rev-parse", "--git-path", "logs/HEAD"]))?;
     if Path::new(&head_log).exists() {
         println!("cargo:rerun-if-changed={head_log}");

@@ -17,7 +17,10 @@ const VERSION: &str = "17.6.0";
 pub(super) async fn download(unix_user: &UnixUser, progress: &dyn Fn(&str)) -> Result<Binaries, String> {
     let directory = cache(unix_user).join(VERSION);
     if !directory.join("bin/postgres").is_file() {
-        progress(&format!("no PostgreSQL on this machine: downloading {VERSION} to {}", directory.display()));
+        progress(&format!(
+            "no usable PostgreSQL on this machine: downloading {VERSION} to {}",
+            directory.display()
+        ));
         fetch(&directory).await.map_err(|error| error.to_string())?;
     }
     Binaries::inspect(&directory.join("bin"), unix_user).await

@@ -1,4 +1,4 @@
-//! The state of a customer: the user account, the session, and the domain's state.
+//! The state of a simulated customer: the user account, the session, and the results of earlier actions in the domain.
 use crate::example::traffic::memory::Memory;
 
 /// A customer.
