@@ -156,6 +156,7 @@ mod tests {
     fn new_tables_replace_the_old_ones() {
         let first = replace_tables("", "old");
         assert_eq!(first, format!("{BEGIN}\nold\n\n{END}"));
+        assert_eq!(replace_tables("# Fast\n", "old"), format!("# Fast\n{first}"));
         let document = format!("# Fast\n\n{first}\nWhy.\n");
         assert_eq!(replace_tables(&document, "new"), format!("# Fast\n\n{BEGIN}\nnew\n\n{END}\nWhy.\n"));
     }

@@ -105,6 +105,7 @@ async fn many_addresses_together_lock_an_account() {
     for attacker in 0..50 {
         let address = format!("203.0.113.{attacker}");
         let _wrong = log_in_from(&service, &address, &customer.email, WRONG).await.assert_status(401);
+        // Fewer attempts than the limit for all networks lock nobody out.
         if attacker == 40 {
             let _owner =
                 log_in_from(&service, "198.51.100.3", &customer.email, PASSWORD).await.assert_status(201);

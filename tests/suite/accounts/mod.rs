@@ -392,11 +392,14 @@ async fn a_session_with_a_role_of_a_newer_release_is_deleted() {
         (service.database().number("select count(*) from sessions").await == 0).then_some(())
     })
     .await;
-    let roles = async |user: &User| {
+    let role_in_event = async |user: &User| {
         let expired = format!("action = 'expire' and user_id = '{}'", user.id);
         service.audit_events(&expired).await.remove(0)["role"].clone()
     };
-    assert_eq!((roles(&newer).await, roles(&known).await), (json!("unknown"), json!("customer")));
+    assert_eq!(
+        (role_in_event(&newer).await, role_in_event(&known).await),
+        (json!("unknown"), json!("customer"))
+    );
 }
 
 #[tokio::test]

@@ -38,21 +38,28 @@ pub async fn insert_old_events(service: &Service, month: &str, count: usize) {
         .await;
 }
 
+/// Starts a service with sealed events of February 2021. Returns the service, a directory for files, and the path of a
+/// file in it for the export of that month.
+async fn service_with_old_events(count: usize) -> (Service, Scratch, String) {
+    let service = sealing_service().await;
+    insert_old_events(&service, "2021-02", count).await;
+    wait_until_everything_is_sealed(&service).await;
+    let scratch = Scratch::new();
+    let file = scratch.path("2021-02.jsonl.gz");
+    (service, scratch, file)
+}
+
 async fn count_old_partitions(service: &Service) -> i64 {
     service.database().number("select count(*) from pg_class where relname in ('audit_events_2021_02', 'audit_events_2021_03') and relkind = 'r'").await
 }
 
 #[tokio::test]
 async fn the_chain_verifies_after_an_exported_partition_is_dropped() {
-    let service = sealing_service().await;
-    let scratch = Scratch::new();
-    insert_old_events(&service, "2021-02", 5).await;
-    wait_until_everything_is_sealed(&service).await;
+    let (service, scratch, february) = service_with_old_events(5).await;
     insert_old_events(&service, "2021-03", 7).await;
     cause_three_events(&service).await;
     wait_until_everything_is_sealed(&service).await;
 
-    let february = scratch.path("2021-02.jsonl.gz");
     let exported = export(&service, "2021-03-01", &february).await.succeeded();
     assert!(exported.contains("dropped: audit_events_2021_02"), "{exported}");
     assert_eq!(
@@ -165,11 +172,7 @@ async fn verification_rejects_a_changed_export() {
 
 #[tokio::test]
 async fn the_audit_event_of_an_export_can_be_exported_too() {
-    let service = sealing_service().await;
-    let scratch = Scratch::new();
-    insert_old_events(&service, "2021-02", 5).await;
-    wait_until_everything_is_sealed(&service).await;
-    let february = scratch.path("2021-02.jsonl.gz");
+    let (service, scratch, february) = service_with_old_events(5).await;
     export(&service, "2021-03-01", &february).await.succeeded();
     wait_until_everything_is_sealed(&service).await;
     // The second export contains the audit event that records the first export. Deleting all exported events simulates
@@ -215,18 +218,14 @@ async fn wait_until_exported(service: &Service) {
 
 #[tokio::test]
 async fn audited_writes_continue_while_an_export_waits() {
-    let service = sealing_service().await;
-    let scratch = Scratch::new();
-    insert_old_events(&service, "2021-02", 5).await;
-    wait_until_everything_is_sealed(&service).await;
-    let file = scratch.path("2021-02.jsonl.gz");
+    let (service, _scratch, file) = service_with_old_events(5).await;
 
     let reads = open_reader(&service).await;
     let (finished, ()) = tokio::join!(export(&service, "2021-03-01", &file), async {
         // The open transaction does not delay sealing, because it writes nothing.
         wait_until_exported(&service).await;
-        for _ in 0..20 {
-            make_audited_writes(&service, 1).await;
+        for _ in 0..5 {
+            make_audited_writes(&service, 2).await;
             let waiting = "
                 select count(*) from pg_locks
                 where not granted and relation is not null
@@ -298,23 +297,16 @@ fn start_export(service: &Service, file: &str) -> Child {
 
 #[tokio::test]
 async fn an_export_whose_drop_fails_ends_with_the_error() {
-    let service = sealing_service().await;
-    let scratch = Scratch::new();
-    insert_old_events(&service, "2021-02", 5).await;
-    wait_until_everything_is_sealed(&service).await;
+    let (service, _scratch, file) = service_with_old_events(5).await;
     service.database().execute("drop function drop_exported_audit_partition").await;
-    let failed = export(&service, "2021-03-01", &scratch.path("2021-02.jsonl.gz")).await;
+    let failed = export(&service, "2021-03-01", &file).await;
     assert_eq!(failed.code(), Some(1), "{}", failed.stdout);
     assert!(failed.stderr.contains("drop_exported_audit_partition"), "{}", failed.stderr);
 }
 
 #[tokio::test]
 async fn an_export_that_is_killed_while_it_writes_can_be_repeated() {
-    let service = sealing_service().await;
-    let scratch = Scratch::new();
-    insert_old_events(&service, "2021-02", 500).await;
-    wait_until_everything_is_sealed(&service).await;
-    let file = scratch.path("2021-02.jsonl.gz");
+    let (service, _scratch, file) = service_with_old_events(500).await;
 
     // `ulimit -f` sets a maximum size of files. The kernel kills the export when its file exceeds this size.
     let killed = Command::new("bash")
@@ -345,11 +337,7 @@ async fn an_export_that_is_killed_while_it_writes_can_be_repeated() {
 
 #[tokio::test]
 async fn an_interrupted_export_can_be_repeated() {
-    let service = sealing_service().await;
-    let scratch = Scratch::new();
-    insert_old_events(&service, "2021-02", 5).await;
-    wait_until_everything_is_sealed(&service).await;
-    let file = scratch.path("2021-02.jsonl.gz");
+    let (service, scratch, file) = service_with_old_events(5).await;
 
     // The export reads the locked table before it writes its file. The test kills the export during this read, so the
     // file does not exist yet.

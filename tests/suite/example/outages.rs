@@ -6,7 +6,10 @@ use dev::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::payments::{NO_PAYMENTS, charges, wait_until_charged};
+use super::{
+    payments::{NO_PAYMENTS, charges, wait_until_charged},
+    recovery::outage,
+};
 use crate::{builder, operations::page, service};
 
 #[tokio::test]
@@ -80,9 +83,7 @@ async fn service_with_a_failing_gateway() -> (Service, User, Uuid) {
     let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     let customer = service.customer().await;
     let paid = customer.places_an_order().await.pay_successfully().await;
-    let faults =
-        Faults { error_rate: 1.0, error_status: 503, webhooks: Webhooks::Never, ..Faults::default() };
-    service.gateway().faults().set(faults);
+    service.gateway().faults().set(outage());
     (service, customer, paid)
 }
 
@@ -213,12 +214,7 @@ async fn a_payment_past_its_deadline_moves_no_money() {
 #[tokio::test]
 async fn an_open_breaker_rejects_and_keeps_the_key_usable() {
     let service = service().await;
-    service.gateway().faults().set(Faults {
-        error_rate: 1.0,
-        error_status: 503,
-        webhooks: Webhooks::Never,
-        ..Faults::default()
-    });
+    service.gateway().faults().set(outage());
     let customer = service.customer().await;
     let rejected = eventually("the breaker opens", async || {
         let order = customer.places_an_order().await;

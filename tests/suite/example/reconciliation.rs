@@ -5,13 +5,14 @@ use std::time::Duration;
 use chrono::{TimeDelta, Utc};
 use dev::{
     example::gateway::{
-        Charge, ChargeStatus, Faults, Malformation, Refund, RefundStatus as GatewayRefundStatus, Webhooks,
+        Charge, ChargeStatus, Faults, Malformation, Refund, RefundStatus as GatewayRefundStatus,
     },
     harness::{Builder, Service, eventually, within},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::recovery::{no_webhooks, outage};
 use crate::{builder, operations::alerts::Pager};
 
 /// Returns the builder of a service that compares the records of the newest minutes every second.
@@ -23,10 +24,6 @@ async fn start_reconciling() -> Service {
     let service = reconciling().start().await;
     service.disable_webhooks();
     service
-}
-
-fn no_webhooks() -> Faults {
-    Faults { webhooks: Webhooks::Never, ..Faults::default() }
 }
 
 fn charge_of(reference: Uuid, id: &str) -> Charge {
@@ -406,7 +403,7 @@ async fn every_page_of_the_listing_is_compared() {
 async fn while_the_gateway_is_down_no_run_completes() {
     let service = start_reconciling().await;
     wait_for_two_runs(&service).await;
-    service.gateway().faults().set(Faults { error_rate: 1.0, error_status: 503, ..no_webhooks() });
+    service.gateway().faults().set(outage());
     let attempts = async |count: usize| {
         let before = listings(&service).len();
         within(Duration::from_mins(1), "the listing is retried", async || {
@@ -434,7 +431,7 @@ async fn while_the_gateway_is_down_no_run_completes() {
 async fn the_command_repeats_a_page_that_the_gateway_failed_to_list() {
     let service = builder().setting("PAYMENT_RECONCILIATION_INTERVAL_SECONDS", "600").start().await;
     wait_for_first_window(&service).await;
-    service.gateway().faults().set(Faults { error_rate: 1.0, error_status: 503, ..no_webhooks() });
+    service.gateway().faults().set(outage());
     let before = listings(&service).len();
     let (compared, ()) =
         tokio::join!(service.command(&["payments", "reconcile", "--since", "1h"], &[]), async {

@@ -11,11 +11,11 @@ use uuid::Uuid;
 use crate::{builder, service};
 
 /// Returns the faults of a gateway that responds with 503 without a charge or refund, and sends no webhooks.
-fn outage() -> Faults {
+pub(super) fn outage() -> Faults {
     Faults { error_rate: 1.0, error_status: 503, webhooks: Webhooks::Never, ..Faults::default() }
 }
 
-fn no_webhooks() -> Faults {
+pub(super) fn no_webhooks() -> Faults {
     Faults { webhooks: Webhooks::Never, ..Faults::default() }
 }
 

@@ -155,7 +155,7 @@ fn daily_files(
         .filename_suffix("log")
         // At a start, tracing-appender 0.2 deletes all but the newest `max - 1` files, and then opens the current file,
         // which may be one of those. With a maximum of `kept`, only `kept - 1` files could remain.
-        .max_log_files(kept.max(1) + 1)
+        .max_log_files(kept.max(1).saturating_add(1))
         .build(directory)?;
     Ok(appender)
 }
@@ -503,6 +503,14 @@ mod tests {
         batch.flush().unwrap();
         assert_eq!(*text.lock().unwrap(), b"fir\nsecond\n");
         assert_eq!(failed.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn any_number_of_kept_files_is_supported() {
+        let directory = tempfile::tempdir().unwrap();
+        for kept in [0, usize::MAX] {
+            assert!(daily_files(directory.path(), "log-test", kept).is_ok(), "{kept}");
+        }
     }
 
     #[test]
