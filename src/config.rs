@@ -47,7 +47,7 @@ impl Config {
     /// Reads every setting, and checks the rules between settings.
     ///
     /// # Errors
-    /// If settings are missing or invalid. The error lists all mistakes together.
+    /// If settings are missing or invalid. The error lists all invalid values, or all contradictions.
     pub fn load(reader: Reader) -> Result<Self, Mistakes> {
         reader.finish(|reader| {
             let config = Self::read(reader)?;
@@ -69,7 +69,11 @@ impl Config {
                 "must leave at least 3 seconds between SHUTDOWN_GRACE_SECONDS and SHUTDOWN_DEADLINE_SECONDS";
             reader.mistake(name, rule);
         }
-        if http.ops_token.as_ref().is_some_and(|token| token.expose_secret().len() < MIN_OPS_TOKEN_LENGTH) {
+        if http
+            .ops_token
+            .as_ref()
+            .is_some_and(|token| token.expose_secret().chars().count() < MIN_OPS_TOKEN_LENGTH)
+        {
             reader.mistake("OPS_TOKEN", format!("must have at least {MIN_OPS_TOKEN_LENGTH} characters"));
         }
     }

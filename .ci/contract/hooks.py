@@ -99,7 +99,8 @@ def after_call(ctx, case, response):
 def valid_requests_are_understood(ctx, response, case):
     """Checks that the service rejects no valid request as malformed, and none for a missing idempotency key.
 
-    The service may reject a valid request as invalid only if the operation has a 422 response with a description of its own.
+    A request is valid if it matches the schema. The service may reject it with `invalid-request` only if the operation declares a
+    422 response of its own, in place of a `$ref` to the shared one.
     """
     if not is_valid(case) or response.status_code not in (400, 422):
         return

@@ -50,7 +50,7 @@ pub struct Window {
 /// Function that builds the request with a given number. A number is never used twice in a run.
 pub type Requests = Arc<dyn Fn(u64) -> Request<Full<Bytes>> + Send + Sync>;
 
-/// The result of the requests whose response arrived within the window.
+/// The result of the requests whose response arrived within the window. Latencies are in microseconds.
 #[derive(Debug)]
 pub struct LoadResult {
     pub length: Duration,
@@ -85,7 +85,8 @@ struct ClientResult {
     first_failure: Option<String>,
 }
 
-/// Sends requests until the window ends. Calls `read_times` at the beginning and at the end of the window.
+/// Sends requests until the window ends. Calls `read_times`, which reads the CPU times of the measured processes, at the
+/// beginning and at the end of the window.
 pub async fn run<T>(
     address: SocketAddr,
     shape: Shape,
@@ -168,7 +169,8 @@ impl Run {
         self: Arc<Self>,
         queue: Option<Arc<Mutex<mpsc::UnboundedReceiver<Instant>>>>,
     ) -> anyhow::Result<ClientResult> {
-        let stream = TcpStream::connect(self.address).await.context("failed to connect to the contender")?;
+        let stream =
+            TcpStream::connect(self.address).await.context("failed to connect to the measured program")?;
         stream.set_nodelay(true)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{
     load::Requests,
-    test_bed::{CUSTOMERS, PRODUCTS, order, product, token},
+    test_bed::{PRODUCTS, order, product, token},
 };
 
 const ORDERS: &str = "/v1/orders";
@@ -71,8 +71,9 @@ pub fn place_orders(run: u64) -> Requests {
 /// with the numbers `0..orders`.
 pub fn read_orders(orders: u64) -> Requests {
     Arc::new(move |number| {
-        let order_number = scattered(number, orders / CUSTOMERS) * CUSTOMERS + number % CUSTOMERS;
-        request(Method::GET, format!("{ORDERS}/{}", order(order_number)), None, &[bearer(number)])
+        // The factor is prime, so `orders` requests read every order once.
+        let order_number = number * 7_919 % orders;
+        request(Method::GET, format!("{ORDERS}/{}", order(order_number)), None, &[bearer(order_number)])
     })
 }
 
@@ -95,18 +96,22 @@ pub fn pay(order: &str, customer: u64) -> Request<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
-    fn orders_have_distinct_keys_and_reads_distinct_customers() {
+    fn keys_are_distinct_and_every_order_is_read_by_its_customer() {
         let place = place_orders(3);
         let keys = [0, 1].map(|number| place(number).headers()["idempotency-key"].clone());
         assert_ne!(keys[0], keys[1]);
-        for number in 0..1_000 {
+        let mut read_ids = BTreeSet::new();
+        for number in 0..10_000 {
             let read = read_orders(10_000)(number);
             let id = u64::from_str_radix(read.uri().path().rsplit('-').next().unwrap(), 16).unwrap();
-            assert!(id < 10_000);
             assert_eq!(read.headers()["authorization"], format!("Bearer {}", token(id)).as_str());
+            read_ids.insert(id);
         }
+        assert!(read_ids.into_iter().eq(0..10_000), "every order must be read once");
     }
 }

@@ -12,7 +12,7 @@
 //! - [`doctor`]: the programs that this machine lacks
 //! - [`console`]: the web page with all telemetry of the service
 //! - [`tcp_proxy`]: a TCP proxy that can cut, slow and stall connections
-//! - `ports`: ports that stay free while a server restarts
+//! - [`ports`]: ports that stay free until a server listens on them, and while it restarts
 //! - [`prepare`]: regenerates `.sqlx` against a migrated database
 //! - [`example`]: all domain code of this crate
 //! - [`failover`]: a primary and its standby, with failover and restore at the console's request
@@ -35,7 +35,7 @@ pub mod faults;
 pub mod harness;
 pub mod http;
 pub mod otlp;
-mod ports;
+pub mod ports;
 pub mod postgres;
 pub mod prepare;
 pub mod process;

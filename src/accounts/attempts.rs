@@ -25,8 +25,8 @@ const ALL_NETWORKS: &str = "*";
 /// few failed attempts of an attacker in one network would lock the owner out everywhere.
 const ALL_NETWORKS_FACTOR: i32 = 10;
 
-/// Maximum number of attempts for one account from one network, duration of a lockout, and key of the pseudonyms. Cheap
-/// to clone.
+/// Maximum number of attempts for one account from one network, duration of a lockout, and key for hashing e-mail
+/// addresses to [`Pseudonym`]s. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Lockout {
     attempts: i32,
@@ -88,12 +88,14 @@ impl Lockout {
         Ok(Pseudonym::new(self.key.get_or_init(|| key), email))
     }
 
-    /// Counts one attempt, atomically, for the account from this network and for the account from all networks. An
-    /// attempt beyond the network's own limit does not count for all networks. Otherwise one network could lock the
-    /// owner out everywhere.
+    /// Adds one attempt to two counts, atomically: the account's attempts from this network, and from all networks. The
+    /// second count excludes attempts beyond the network's own limit. Otherwise one network could lock the owner out
+    /// everywhere.
     ///
-    /// Attempts up to the limit extend the expiry of the count. Attempts beyond the limit do not, so a lockout ends one
-    /// configured duration after the last attempt within the limit.
+    /// In the count of a network, attempts up to the limit extend the expiry, so a lockout ends one configured duration
+    /// after the last attempt within the limit. The count of all networks expires one duration after its first attempt,
+    /// and a lockout extends it once. If every attempt extended it, one or two networks could lock the owner out
+    /// everywhere with a few attempts per duration.
     pub(super) async fn count(
         &self,
         database: &Database,
@@ -123,7 +125,7 @@ impl Lockout {
               set
                 attempts = case when known.expires_at < now() then 1 else known.attempts + 1 end,
                 expires_at = case
-                  when known.expires_at < now() or known.attempts < $5 then now() + make_interval(secs => $6)
+                  when known.expires_at < now() or known.attempts = $5 then now() + make_interval(secs => $6)
                   else known.expires_at
                 end
               returning attempts
@@ -214,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ceiling_for_the_account_alone_does_not_overflow() {
+    fn the_limit_for_all_networks_does_not_overflow() {
         assert_eq!([lockout("1").attempts, lockout("5").attempts, lockout("1000").attempts], [1, 5, 1000]);
         for attempts in ["214748365", "2147483647", "2147483648", "4294967295"] {
             assert_eq!(lockout(attempts).attempts, 214_748_364, "{attempts}");

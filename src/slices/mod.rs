@@ -78,7 +78,7 @@ pub async fn execute(
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     match name {
         "payments" => payments::commands::execute(arguments, database, settings).await,
-        _ => Ok(()),
+        _ => Err(format!("no slice executes the command {name}").into()),
     }
 }
 

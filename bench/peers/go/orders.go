@@ -149,6 +149,9 @@ func readBasket(body []byte) (*basket, error) {
 		}
 		return nil, invalid()
 	}
+	if _, err := decoder.Token(); err != io.EOF {
+		return nil, malformed
+	}
 	if len(requested.Items) < 1 || len(requested.Items) > 100 {
 		return nil, invalid(fieldError{"/items", "must have 1 to 100 lines"})
 	}
@@ -325,7 +328,7 @@ func (app *app) show(r *http.Request) (*order, error) {
 	return order, err
 }
 
-// find returns an order. With ownerID, the order must belong to this customer.
+// find returns an order, or pgx.ErrNoRows if none has this id. With ownerID, the order must belong to this customer.
 func (app *app) find(ctx context.Context, id uuid.UUID, ownerID *uuid.UUID) (*order, error) {
 	ctx, span := tracer.Start(ctx, "SELECT orders")
 	defer span.End()

@@ -4,7 +4,6 @@
 //! notifications to the console's alert inbox.
 use std::{
     env, fs, io,
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,7 +18,7 @@ use super::{
     rules::{Rule, RuleState},
 };
 use crate::{
-    http,
+    http, ports,
     process::{Child, Launch},
     project,
 };
@@ -83,7 +82,7 @@ struct ActiveAlert {
 
 impl AlertingStack {
     /// Starts both programs. Prometheus scrapes `target` and both programs, and Alertmanager notifies the inbox at the
-    /// address `inbox`. Returns `None` unless both programs are installed.
+    /// address `inbox`. Returns `None` if one of the programs is not installed.
     pub(super) fn start(directory: &Path, target: &Url, inbox: &str) -> Result<Option<Self>, Error> {
         let (Some(prometheus), Some(alertmanager)) = (program("prometheus"), program("alertmanager")) else {
             return Ok(None);
@@ -175,5 +174,5 @@ fn program(name: &str) -> Option<PathBuf> {
 /// Returns a free address. The console selects the port, because Prometheus and Alertmanager do not report a port that
 /// the system selects.
 fn free_address() -> io::Result<String> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.to_string())
+    Ok(ports::listen()?.local_addr()?.to_string())
 }

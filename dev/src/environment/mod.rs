@@ -176,7 +176,7 @@ pub async fn run(settings: Settings, progress: &dyn Fn(&str), status: &dyn Fn(&s
     if settings.fresh {
         delete_previous_data(&data_dir, progress).await?;
     }
-    // The records of the external services must match the database, so both are temporary in a run with a standby.
+    // The records of the external services must match the database, which is temporary in a run with a standby.
     let directory = if settings.standby { data_dir.scratch()? } else { data_dir.directory().to_owned() };
     let service_log = data_dir.service_log();
     let (mut server, database) = if settings.standby {
@@ -279,7 +279,7 @@ pub async fn seed(
     progress: &dyn Fn(&str),
 ) -> Result<(), Error> {
     database::create_users(executable, url, owner_url, progress).await?;
-    example::seed_products(owner_url, progress).await?;
+    example::seed_data(owner_url, progress).await?;
     Ok(())
 }
 

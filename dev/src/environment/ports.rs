@@ -7,6 +7,8 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
+use crate::ports;
+
 /// The reason why a port is unavailable.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -48,8 +50,10 @@ pub(crate) async fn free(
     let deadline = Instant::now() + WAIT_TIMEOUT;
     let mut is_reported = false;
     loop {
-        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-            // Port 0 selects any free port.
+        // Port 0 selects any free port.
+        let listener =
+            if port == 0 { ports::listen() } else { TcpListener::bind((Ipv4Addr::LOCALHOST, port)) };
+        match listener {
             Ok(listener) => return listener.local_addr().map_err(|source| Error::Unusable { port, source }),
             Err(source) if source.kind() != io::ErrorKind::AddrInUse => {
                 return Err(Error::Unusable { port, source });

@@ -37,7 +37,7 @@ export const TRAFFIC = "Customers who register, browse, order and pay, and send 
 export const RECONCILIATION = ["The service's tables are compared with the gateway's ledger", "every charge, even a declined one, has a payment that agrees with it, and every payment that succeeded or was declined has its charge."];
 
 /** Returns the numbers of a reconciliation, each with its label. */
-export const numbers = (report) => [["orders", report.orders], ["payments", report.payments], ["in flight", report.payments_in_flight], ["refunds", report.refunds], ["charges at the gateway", report.charges], ["without a payment", report.orphans.length]];
+export const numbers = (report) => [["orders", report.orders], ["payments", report.payments], ["in flight", report.payments_in_flight], ["refunds", report.refunds], ["charges at the gateway", report.charges], ["without a record", report.orphans.length]];
 
 /** The text that `/traces/first` shows until the console has the trace of the first paid order. */
 export const FIRST_TRACE = "Waiting for the first paid order…";

@@ -6,12 +6,12 @@
 //!
 //! - [`campaign`]: tests several replicas of the service under faults: no payment may be lost or charged twice
 //! - `command`: the domain's commands and flags of `cargo dev`
-//! - [`environment`]: the payment gateway of `cargo dev`, and the commands that the terminal shows
-//! - `faults`: the gateway's faults that `cargo dev` and its console switch
+//! - [`environment`]: the payment gateway of `cargo dev`, and the example `curl` commands that the terminal shows
+//! - `faults`: the gateway's faults that `cargo dev` and its console switch on and off
 //! - [`gateway`]: the payment-gateway simulator, with faults and a ledger
 //! - [`harness`]: the domain part of the test harness, for orders and payments
 //! - [`invariants`]: compares the service's tables with the gateway's ledger
-//! - `external_services`: addresses of external services, and the comparison of the service's tables with their records
+//! - `external_services`: addresses of external services, and the comparison of their records with the service's tables
 //! - `panels`: the charts and figures of the console and the terminal
 //! - `seed_products`: the products that `cargo dev` creates
 //! - `traffic`: the actions of simulated customers
@@ -37,5 +37,5 @@ pub(crate) use self::{
     faults::{FAULTS, set as set_faults},
     harness::TABLE,
     panels::{FIGURES, FIRST_TRACE, PANELS, status_line},
-    seed_products::seed as seed_products,
+    seed_products::seed as seed_data,
 };

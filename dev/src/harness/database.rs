@@ -15,14 +15,14 @@ use url::Url;
 
 use super::{command, eventually};
 use crate::{
-    example::harness::seed_products,
+    example::harness::seed_data,
     postgres::{self, Purpose, Rights, Server},
     project,
 };
 
 /// Password of the owner and of the service's role. The password needs no secrecy, because a server that the tests
-/// start listens on this machine only. On a server named in the environment, the password is valid until a later run
-/// drops both roles.
+/// start listens on this machine only. On a server of `DEV_DATABASE_URL` or `DATABASE_URL`, the password is valid until
+/// a later run drops both roles.
 const PASSWORD: &str = "for-tests-only";
 
 /// A database that is dropped at the end of its test.
@@ -51,8 +51,8 @@ impl Database {
         database
     }
 
-    /// Creates a database on a separate server, for tests that block a resource shared by all databases of a server. If
-    /// the environment names a server, that server is used.
+    /// Creates a database on a separate server, for tests that block a resource shared by all databases of a server. A
+    /// server of `DEV_DATABASE_URL` or `DATABASE_URL` is used in place of a separate server.
     pub(super) async fn create_on_dedicated_server(executable: &Path, settings: &[(String, String)]) -> Self {
         let started = Server::find_or_start(Purpose::Tests, &|line| eprintln!("{line}")).await;
         let server: &'static Server = Box::leak(Box::new(started.unwrap_or_else(|error| panic!("{error}"))));
@@ -61,7 +61,7 @@ impl Database {
         let created = server.create_database(&database.name, Some(&owner_role())).await;
         created.unwrap_or_else(|error| panic!("{error}"));
         database.migrate(executable, settings).await;
-        seed_products(&database).await;
+        seed_data(&database).await;
         database
     }
 
@@ -117,7 +117,7 @@ impl Database {
         &self.service_url
     }
 
-    /// Starts a standby of the server, which must be a dedicated server. Panics for a server named in the environment.
+    /// Starts a standby of the server, which must be a dedicated server. Panics if the tests did not start the server.
     pub async fn standby(&self) -> Standby {
         let started = self.server.standby(&|line| eprintln!("{line}")).await;
         let server = started.unwrap_or_else(|error| panic!("{error}"));
@@ -170,9 +170,10 @@ impl Database {
 
     /// Closes all sessions of the database, and copies the whole database for [`Self::restore`].
     pub async fn back_up(&self) {
-        let owner = owner_role();
-        let copy = format!("create database \"{0}_backup\" template \"{0}\" owner \"{owner}\"", self.name);
-        self.execute_without_sessions(&[&copy]).await;
+        let (owner, backup) = (owner_role(), format!("{}_backup", self.name));
+        let copy = format!("create database \"{backup}\" template \"{}\" owner \"{owner}\"", self.name);
+        // A copy has no comment. Without the comment, nobody would drop the database.
+        self.execute_without_sessions(&[&copy, &self.server.mark_as_ours(&backup)]).await;
     }
 
     /// Replaces the database with its copy from [`Self::back_up`]. All later changes are lost.
@@ -274,7 +275,7 @@ impl Drop for Database {
     fn drop(&mut self) {
         let (server, name) = (self.server, std::mem::take(&mut self.name));
         // The test's runtime is ending, so a thread drops the database. If the process ends first, the database remains
-        // only on a server named in the environment, and the next run drops the database.
+        // only on a server that the tests did not start, and the next run drops the database.
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             if let Ok(runtime) = runtime {
@@ -328,7 +329,7 @@ async fn create_template(server: &'static Server, executable: &Path) -> String {
     let created = server.create_database(&template.name, Some(&owner_role())).await;
     created.unwrap_or_else(|error| panic!("{error}"));
     template.migrate(executable, &[]).await;
-    seed_products(&template).await;
+    seed_data(&template).await;
     // A database with connections cannot be cloned.
     template.owner.close().await;
     let mut template = template;

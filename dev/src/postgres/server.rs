@@ -34,7 +34,7 @@ pub struct Server {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
     Absent,
-    /// Created by this environment or, if this process runs tests, by any test run.
+    /// Created by this `cargo dev` environment or, if this process runs tests, by any test run.
     Ours,
     /// Any other database or role. Contains its comment.
     Foreign(String),
@@ -50,8 +50,8 @@ pub enum Rights {
 }
 
 impl Server {
-    /// Finds or starts a server, in the search order of [this module](super). On a server named in the environment,
-    /// drops the databases and roles that ended test runs have left. `progress` receives a line for each step.
+    /// Finds or starts a server, in the search order of [this module](super). On a server that this process has not
+    /// started, drops the databases and roles that ended test runs have left. `progress` receives a line for each step.
     pub async fn find_or_start(purpose: Purpose, progress: &dyn Fn(&str)) -> Result<Self, Error> {
         let ownership = Ownership::of(&purpose);
         Ok(match search::find(&purpose, progress).await? {
@@ -122,9 +122,12 @@ impl Server {
             create.push_str(" owner ");
             create.push_str(&sql::name(owner));
         }
-        let ownership =
-            format!("comment on database {} is {}", sql::name(name), sql::text(&self.ownership.to_string()));
-        self.execute(&[create, ownership]).await
+        self.execute(&[create, self.mark_as_ours(name)]).await
+    }
+
+    /// Returns the statement that sets the ownership comment of a database.
+    pub(crate) fn mark_as_ours(&self, name: &str) -> String {
+        format!("comment on database {} is {}", sql::name(name), sql::text(&self.ownership.to_string()))
     }
 
     /// Closes the connections of a database that is [`Presence::Ours`], and drops the database. A missing database is
@@ -179,7 +182,7 @@ impl Server {
     }
 
     /// Allows an owner's migrations to grant these roles and to change the roles' settings. Missing roles are ignored.
-    /// Since PostgreSQL 16, `CREATEROLE` does not apply to roles that another role has created.
+    /// The owner's `CREATEROLE` is not enough: since PostgreSQL 16 it excludes roles that another role has created.
     pub async fn allow_to_grant(&self, owner: &str, roles: &[&str]) -> Result<(), Error> {
         let mut connection = self.connect().await?;
         let not_grantable: Vec<String> = sqlx::query_scalar(

@@ -1,9 +1,9 @@
 //! A TCP proxy between two parts of the system. The proxy cuts, slows, stalls or redirects connections, and counts
 //! bytes and round trips.
 //!
-//! The proxy simulates three failures of a server. The server closes all connections (a restart), it stops responding
-//! (a lock-up, a lost route), or another host takes over its address. With several servers the proxy is also a load
-//! balancer: each connection goes to the next server that accepts it.
+//! The proxy simulates three failures of a server: the server closes all connections (a restart), the server stops
+//! responding (a lock-up, a lost route), or another host takes over the server's address. With several servers the
+//! proxy is also a load balancer: each connection goes to the next server that accepts it.
 mod round_trips;
 
 use std::{
@@ -32,6 +32,9 @@ use self::round_trips::RoundTripCounter;
 
 /// Timeout of a connection attempt. A server on this machine accepts a connection far sooner, even under load.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Pause after a failed `accept`.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
@@ -195,7 +198,12 @@ impl ProxyState {
 
 async fn accept(listener: TcpListener, state: Arc<ProxyState>) {
     let mut connections = JoinSet::new();
-    while let Ok((client, _)) = listener.accept().await {
+    loop {
+        // A failed `accept` concerns one connection, or a temporary lack of file descriptors.
+        let Ok((client, _)) = listener.accept().await else {
+            sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
         while connections.try_join_next().is_some() {}
         let flow = lock(&state.flow).subscribe();
         if *flow.borrow() == Flow::Cut {
@@ -211,7 +219,7 @@ async fn connect(client: TcpStream, state: Arc<ProxyState>, mut flow: watch::Rec
     if flow.wait_for(|flow| *flow != Flow::Frozen).await.is_err() {
         return;
     }
-    // If no server accepts, the client's connection is closed, as it would be without the proxy.
+    // If no server accepts, the client's connection is closed. Without the proxy, it would be refused.
     let Some(server) = state.connect().await else { return };
     let (from_client, mut to_client) = client.into_split();
     let (from_server, mut to_server) = server.into_split();

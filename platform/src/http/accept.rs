@@ -18,23 +18,34 @@ pub async fn require_json(request: Request, next: Next) -> Response {
     }
 }
 
+/// The media ranges that cover JSON, most specific first.
+const JSON_RANGES: [&[&str]; 3] =
+    [&["application/json", "application/problem+json"], &["application/*"], &["*/*"]];
+
+/// Returns whether the most specific media range that covers JSON (RFC 9110, section 12.5.1) is not excluded by `q=0`.
+/// Without any media range, every type is acceptable.
 fn accepts_json(headers: &HeaderMap) -> bool {
-    let mut values =
-        headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).peekable();
-    values.peek().is_none() || values.flat_map(|value| value.split(',')).any(range_covers_json)
+    let ranges = || {
+        let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).map(str::trim).filter(|range| !range.is_empty())
+    };
+    let accepts = |media_types: &[&str]| {
+        let covering = ranges().filter(|range| {
+            let media_type = range.split(';').next().unwrap_or_default().trim_end();
+            media_types.iter().any(|covering| media_type.eq_ignore_ascii_case(covering))
+        });
+        covering.map(|range| !is_excluded(range)).reduce(|one, other| one || other)
+    };
+    ranges().next().is_none() || JSON_RANGES.into_iter().find_map(accepts).unwrap_or(false)
 }
 
-/// Returns whether a media range (RFC 9110, section 12.5.1) covers JSON and is not excluded by `q=0`.
-fn range_covers_json(range: &str) -> bool {
-    let mut parts = range.split(';').map(str::trim);
-    let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
-    let is_excluded =
-        parts.any(|parameter| parameter.strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0_f32)));
-    !is_excluded
-        && matches!(
-            media_type.as_str(),
-            "*/*" | "application/*" | "application/json" | "application/problem+json"
-        )
+/// Returns whether a media range has the weight 0.
+fn is_excluded(range: &str) -> bool {
+    range
+        .split(';')
+        .skip(1)
+        .filter_map(|parameter| parameter.split_once('='))
+        .any(|(name, value)| name.trim().eq_ignore_ascii_case("q") && value.trim().parse() == Ok(0.0_f32))
 }
 
 #[cfg(test)]
@@ -54,5 +65,10 @@ mod tests {
         assert!(accepts("application/*"));
         assert!(!accepts("text/html"));
         assert!(!accepts("application/json;q=0"));
+        assert!(!accepts("application/json; Q=0.0, */*"));
+        assert!(!accepts("application/*;q=0, */*"));
+        assert!(accepts("application/json, */*;q=0"));
+        assert!(accepts("Application/JSON ; charset=utf-8"));
+        assert!(accepts(""));
     }
 }

@@ -70,7 +70,7 @@ const MAX_DURATION: u64 = 10 * 365 * 24 * 60 * 60;
 
 pub fn seconds(text: &str) -> Result<Duration, String> {
     match count(text)? {
-        long if long > MAX_DURATION => Err("must be less than ten years".into()),
+        long if long > MAX_DURATION => Err("must be at most ten years".into()),
         seconds => Ok(Duration::from_secs(seconds)),
     }
 }
@@ -83,7 +83,7 @@ pub fn positive_seconds(text: &str) -> Result<Duration, String> {
 
 pub fn milliseconds(text: &str) -> Result<Duration, String> {
     match positive::<std::num::NonZeroU64>(text)?.get() {
-        long if long > MAX_DURATION => Err("must be less than four days".into()),
+        long if long > MAX_DURATION => Err(format!("must be at most {MAX_DURATION}")),
         milliseconds => Ok(Duration::from_millis(milliseconds)),
     }
 }

@@ -82,8 +82,8 @@ pub fn init(process: &Process, logs: &Logs, opentelemetry: &OpenTelemetry) -> Re
         .with_callsite_filter(callsite_interest)
         .with_max_level_hint(LevelFilter::TRACE);
     // Audit log lines of level `info` or more severe pass, whatever the configured filter is.
-    let audit =
-        filter_fn(|metadata| logs::is_audit(metadata.target())).with_max_level_hint(LevelFilter::INFO);
+    let audit = filter_fn(|metadata| *metadata.level() <= Level::INFO && logs::is_audit(metadata.target()))
+        .with_max_level_hint(LevelFilter::INFO);
     let lines = Lines::new(&service, sinks, records.clone()).with_filter(events.and(configured.or(audit)));
     let spans_layer = spans.as_ref().map(|provider| {
         // Each of these options, if enabled, costs time in every span. The span's name and attributes already contain
@@ -119,8 +119,9 @@ fn may_be_logged(metadata: &Metadata<'_>) -> bool {
 
 /// Returns `never` for metadata that no filter can enable, and `sometimes` for all other metadata, even for events that
 /// are always enabled. `always` is not used because of a bug in tracing-subscriber 0.3.23. After each statement, sqlx
-/// checks through the `log` crate whether an event would be logged. The result of this check stays in the thread. An
-/// event with the interest `always` gets no check of its own, so it would use the old result and could be lost.
+/// asks through the `log` crate whether an event would be logged, and the filter's answer stays in a thread-local
+/// variable. For an event with the interest `always`, the filter is not evaluated again. The leftover answer would apply
+/// to this event, which could be lost.
 fn callsite_interest(metadata: &Metadata<'_>) -> Interest {
     if may_be_logged(metadata) { Interest::sometimes() } else { Interest::never() }
 }

@@ -2,7 +2,6 @@
 //!
 //! The catalog has only current prices. An order keeps the prices at which it was placed, so a price change in the
 //! catalog changes no order.
-mod errors;
 mod model;
 mod routes;
 mod store;

@@ -16,9 +16,8 @@ use platform::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    errors::CatalogError,
     model::{NewProduct, Product, ProductChange},
-    store,
+    store::{self, CatalogError},
 };
 use crate::{accounts::Admin, slices::Slices};
 

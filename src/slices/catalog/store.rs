@@ -6,12 +6,23 @@ use platform::{
 };
 use uuid::Uuid;
 
-use super::{
-    errors::CatalogError,
-    model::{NewProduct, Product, ProductChange},
-};
+use super::model::{NewProduct, Product, ProductChange};
 
-/// Returns a page of products, oldest first.
+/// A rejected or failed request about the catalog.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// Another product has the SKU.
+    #[error("another product has this sku")]
+    SkuTaken,
+    /// There is no such product.
+    #[error("there is no such product")]
+    ProductNotFound,
+    /// The statement failed, or the database is unreachable.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+/// Returns the products of a page, oldest first, and one more product if another page follows.
 pub(super) async fn list(database: &Database, page: PageRequest) -> Result<Vec<Product>, sqlx::Error> {
     let statement = sqlx::query_as!(
         Product,

@@ -5,7 +5,6 @@
 //! - The service reads prices from the catalog, and never from the request.
 //! - An order keeps the names and prices of its products at the time of placement.
 //! - Only an unpaid order without a payment in progress can be cancelled.
-mod errors;
 mod metrics;
 mod model;
 mod routes;

@@ -15,8 +15,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use super::{
-    errors::OrderError,
-    model::{Basket, Order, OrderStatus},
+    model::{Basket, Order, OrderError, OrderStatus},
     store,
 };
 use crate::{

@@ -105,7 +105,7 @@ async fn many_addresses_together_lock_an_account() {
     for attacker in 0..50 {
         let address = format!("203.0.113.{attacker}");
         let _wrong = log_in_from(&service, &address, &customer.email, WRONG).await.assert_status(401);
-        // Fewer attempts than the limit for all networks lock nobody out.
+        // While all networks together are below their limit, a login from another network succeeds.
         if attacker == 40 {
             let _owner =
                 log_in_from(&service, "198.51.100.3", &customer.email, PASSWORD).await.assert_status(201);
@@ -147,6 +147,28 @@ async fn one_address_cannot_lock_an_account_for_other_addresses() {
     }
     let _owner = log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.assert_status(201);
     assert_eq!(service.audit_events("action = 'lockout'").await.len(), 1);
+}
+
+#[tokio::test]
+async fn one_address_cannot_lock_an_account_over_a_long_time() {
+    let service = builder().setting("TRUSTED_PROXIES", "127.0.0.0/8").start().await;
+    let customer = service.customer().await;
+    // Lets time pass for the stored attempts. A lockout lasts 900 seconds.
+    let pass = async |seconds: u32| {
+        let shift =
+            format!("update login_attempts set expires_at = expires_at - interval '{seconds} seconds'");
+        service.database().execute(shift).await;
+    };
+    for _ in 0..11 {
+        for _ in 0..5 {
+            let _wrong =
+                log_in_from(&service, "203.0.113.7", &customer.email, WRONG).await.assert_status(401);
+        }
+        pass(450).await;
+        let _owner =
+            log_in_from(&service, "198.51.100.4", &customer.email, PASSWORD).await.assert_status(201);
+        pass(460).await;
+    }
 }
 
 #[tokio::test]

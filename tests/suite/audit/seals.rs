@@ -1,6 +1,6 @@
 //! Sealing of the audit log: every event is covered by exactly one seal of the hash chain, even with late commits and
-//! several replicas. Also the service's rights on the chain, epochs of the audit log, its partitions, and the events
-//! that the database rejects.
+//! several replicas. Also the service's rights on the chain, the epochs of the audit log (its periods within one
+//! PostgreSQL cluster), its partitions, and the events that the database rejects.
 use dev::harness::{Service, eventually};
 use serde_json::Value;
 use sqlx::{Connection, Executor, PgConnection};
@@ -117,7 +117,7 @@ async fn the_horizon_is_taken_before_the_events_are_read() {
     let service = builder().on_a_dedicated_server().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     wait_until_everything_is_sealed(&service).await;
     let late = service.database().hold(INSERT_LATE_EVENT).await;
-    // The sealer reads the locked table to determine its horizon, the position before which every transaction has
+    // The sealer reads the locked table to determine its horizon: the transaction id below which every transaction has
     // ended. If the sealer read the events first and determined the horizon later, it would miss the events that are
     // committed in between.
     let mut locker = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
@@ -188,15 +188,7 @@ async fn a_late_commit_is_sealed_exactly_once_in_order() {
     // An open transaction with writes delays sealing in every database of its server, so this test has its own server.
     let service = builder().on_a_dedicated_server().setting("AUDIT_SEAL_INTERVAL_SECONDS", "1").start().await;
     wait_until_everything_is_sealed(&service).await;
-    let late = service
-        .database()
-        .hold(
-            "select record_audit_event(jsonb_build_object(
-               'id', gen_random_uuid(), 'timestamp', now(), 'event_type', 'data_change', 'resource', 'things',
-               'action', 'late', 'result', 'success', 'metadata', '{}'::jsonb, 'service_version', 'test'
-             ))",
-        )
-        .await;
+    let late = service.database().hold(INSERT_LATE_EVENT).await;
     service.customer().await;
     let unsealed = service.database().number(UNSEALED).await;
     assert!(unsealed > 0);
@@ -235,7 +227,7 @@ async fn a_restored_audit_log_starts_an_epoch_of_the_same_chain() {
     service.customer().await;
     wait_until_everything_is_sealed(&service).await;
     // This simulates a restore into a new PostgreSQL cluster. Its transaction ids start at a low number, so existing
-    // events may have higher ids. The new epoch of the audit log still orders later events after them.
+    // events may have higher ids. `migrate` therefore begins a new epoch, and events are ordered by epoch first.
     service
         .database()
         .execute(

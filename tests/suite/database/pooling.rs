@@ -102,7 +102,7 @@ impl Pooler {
     async fn start(program: &Path, database: &Url) -> Self {
         let directory = env::temp_dir().join(format!("pgbouncer-{}", Uuid::now_v7()));
         std::fs::create_dir(&directory).unwrap();
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let free = dev::ports::listen().unwrap().local_addr().unwrap().port();
         let settings = format!(
             "[databases]\n\
              pooled = host={host} port={port} dbname={name} user={user} password={password}\n\

@@ -1,5 +1,7 @@
 //! Idempotency: until a key expires, repeated requests with this key have one effect. Once the outcome is known, all of
 //! them get the same response.
+use std::collections::BTreeSet;
+
 use dev::harness::{MUG, Request, Service, eventually};
 use serde_json::{Value, json};
 
@@ -225,6 +227,24 @@ async fn a_retry_of_a_payment_in_progress_gets_its_current_state() {
     service.invariants_hold().await;
 }
 
+#[tokio::test]
+async fn a_retry_after_the_lease_gets_the_current_state() {
+    let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
+    service.disable_webhooks();
+    let order = service.customer().await.places_an_order().await;
+    service.gateway().hold_responses();
+    let attempt = order.pay("pm_card_ok").in_background();
+    order.wait_for_payment().await;
+
+    service
+        .database()
+        .execute("update idempotency_keys set lease_expires_at = now() where completed_at is null")
+        .await;
+    assert!(attempt.again().await.assert_status(202).is_replayed());
+    service.gateway().release();
+    let _settled = attempt.response().await.assert_status(201);
+}
+
 /// Returns the idempotency keys of the next test that are still stored.
 async fn stored_keys(service: &Service) -> Vec<Value> {
     let keys =
@@ -270,23 +290,22 @@ async fn keys_expire_one_day_after_completion() {
 
 /// Sends fifty concurrent duplicates of a request, and then the request once more. Checks that exactly one duplicate
 /// was executed. Returns the distinct bodies of the successful responses.
-async fn distinct_bodies_of_fifty_duplicates(request: Request) -> Vec<String> {
+async fn distinct_bodies_of_fifty_duplicates(request: Request) -> BTreeSet<String> {
     let duplicates: Vec<_> = (0..50).map(|_| request.clone().in_background()).collect();
-    let mut bodies = Vec::new();
+    let mut bodies = BTreeSet::new();
     let mut executed = 0;
     for duplicate in duplicates {
         let response = duplicate.response().await;
         if response.status == 201 {
             executed += usize::from(!response.is_replayed());
-            bodies.push(response.text);
+            bodies.insert(response.text);
         } else {
             let conflict = response.assert_problem(409, "request-under-way");
             assert!(conflict.header("retry-after").is_some());
         }
     }
     assert_eq!(executed, 1, "exactly one duplicate must be executed");
-    bodies.push(request.await.assert_status(201).text);
-    bodies.dedup();
+    bodies.insert(request.await.assert_status(201).text);
     bodies
 }
 

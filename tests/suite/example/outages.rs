@@ -23,9 +23,17 @@ async fn a_flaky_gateway_is_retried_and_charges_once() {
     service.invariants_hold().await;
 }
 
+/// Returns the number of calls of the gateway with this outcome.
+async fn calls(service: &Service, outcome: &str) -> i64 {
+    let series = format!(
+        "http_client_request_duration_seconds_count{{outcome=\"{outcome}\",service=\"payment_gateway\"}}"
+    );
+    service.metric(&series).await
+}
+
 /// Pays with a card that the gateway charges without a usable response, so the service responds with 202. Checks that
-/// recovery settles the payment without a webhook.
-async fn pay_and_recover(card: &str) {
+/// recovery settles the payment without a webhook, and returns the service.
+async fn pay_and_recover(card: &str) -> Service {
     let service = service().await;
     service.disable_webhooks();
     let customer = service.customer().await;
@@ -41,11 +49,13 @@ async fn pay_and_recover(card: &str) {
     assert_eq!(payment["status"], "succeeded");
     assert_eq!(charges(&service, accepted.id()).await, 1);
     service.invariants_hold().await;
+    service
 }
 
 #[tokio::test]
 async fn a_charge_without_response_is_settled_by_polling() {
-    pay_and_recover("pm_card_timeout").await;
+    let service = pay_and_recover("pm_card_timeout").await;
+    assert_eq!(calls(&service, "timeout").await, 1);
 }
 
 #[tokio::test]
@@ -65,20 +75,15 @@ async fn a_failing_gateway_is_retried_until_it_charges() {
     let order = service.customer().await.places_an_order().await;
     let response = order.pay("pm_card_error").await;
     assert!([201, 202].contains(&response.status), "{response}");
-    let calls = async |outcome: &str| {
-        let series = format!(
-            "http_client_request_duration_seconds_count{{outcome=\"{outcome}\",service=\"payment_gateway\"}}"
-        );
-        service.metric(&series).await
-    };
-    assert!(calls("error").await > 0);
-    assert_eq!(calls("timeout").await, 0);
+    assert!(calls(&service, "error").await > 0);
+    assert_eq!(calls(&service, "timeout").await, 0);
     order.wait_until("paid").await;
     assert_eq!(charges(&service, response.id()).await, 1);
     service.invariants_hold().await;
 }
 
-/// Starts a service with a paid order. Afterwards the gateway responds with 503. Recovery sends nothing.
+/// Starts a service, pays an order, and then lets the gateway respond with 503. Recovery sends nothing, because its
+/// interval is longer than a test. Returns the service, the customer and the id of the payment.
 async fn service_with_a_failing_gateway() -> (Service, User, Uuid) {
     let service = builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await;
     let customer = service.customer().await;
@@ -218,8 +223,7 @@ async fn an_open_breaker_rejects_and_keeps_the_key_usable() {
     let customer = service.customer().await;
     let rejected = eventually("the breaker opens", async || {
         let order = customer.places_an_order().await;
-        let request = order.pay("pm_card_ok").key("the-key-of-this-checkout");
-        let request = request.header("idempotency-key", &format!("checkout-{}", order.id));
+        let request = order.pay("pm_card_ok").key(&format!("checkout-{}", order.id));
         let response = request.clone().await;
         (response.status == 503).then_some((order, request, response))
     })

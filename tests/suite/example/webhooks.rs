@@ -46,7 +46,7 @@ async fn order_without_outcome(service: &Service) -> (Order, Charge) {
     (order, service.charges_for(payment).await.remove(0))
 }
 
-/// Starts a service whose recovery does not poll the gateway during a test.
+/// Starts a service whose recovery worker does not poll the gateway during a test.
 async fn service_without_polling() -> Service {
     builder().setting("PAYMENT_RECOVERY_INTERVAL_SECONDS", "600").start().await
 }
@@ -79,7 +79,7 @@ async fn an_event_that_is_not_signed_by_the_gateway_changes_nothing() {
         ("another's signature", signed().header("webhook-signature", &forged)),
         ("no signature", signed().without_header("webhook-signature")),
         ("an empty signature", signed().header("webhook-signature", "")),
-        ("no version", signed().header("webhook-signature", "v1")),
+        ("a version without a signature", signed().header("webhook-signature", "v1")),
         ("nonsense", signed().header("webhook-signature", "v1,!!!!")),
         ("no id", signed().without_header("webhook-id")),
         ("an empty id", signed().header("webhook-id", "")),

@@ -505,6 +505,13 @@ fn the_check_reports_what_a_cluster_lacks() {
     let (status, report) = check_cluster(&no_selectors);
     assert_eq!((status, report.matches("selects nothing").count()), (Some(1), 2), "{report}");
 
+    for (duration, other, is_enough) in
+        [("35d", "720h", true), ("35d", "29d23h", false), ("30s", "20s", true), ("30s", "1m30s", false)]
+    {
+        let (status, report) = check_cluster(&complete.replace(duration, other));
+        assert_eq!(status, Some(i32::from(!is_enough)), "{other}: {report}");
+    }
+
     let short = complete.replace("35d", "10d").replace("exemplar-storage", "otlp-deltatocumulative");
     let (status, report) = check_cluster(&short);
     assert_eq!((status, report.matches("missing").count()), (Some(1), 2), "{report}");

@@ -152,12 +152,13 @@ async fn a_failing_export_sends_one_alert() {
     let export =
         &[("job", "collector"), ("instance", "collector:8888"), ("exporter", "otlp_grpc/jaeger")][..];
     let instance = &[("job", "service"), ("instance", "a")][..];
-    let failing = [("TelemetryExportFailing", export), ("TraceSpansDropped", instance)];
+    let failing =
+        [("TelemetryExportFailing", export), ("TraceSpansDropped", instance), ("LogLinesDropped", instance)];
     let Some(sent) = sent_while_firing(&failing).await else { return };
     assert_eq!(sent, ["TelemetryExportFailing"]);
 
     let down = &[("job", "jaeger"), ("instance", "jaeger:8888")][..];
-    let sent = sent_while_firing(&[failing[0], failing[1], ("TargetDown", down)]).await;
+    let sent = sent_while_firing(&[failing[0], failing[1], failing[2], ("TargetDown", down)]).await;
     assert_eq!(sent.unwrap(), ["TargetDown"]);
 }
 

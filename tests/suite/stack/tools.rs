@@ -193,8 +193,7 @@ impl Server {
 /// Returns an address of this machine with a free port. The test selects the port, because a configuration must contain
 /// the address before the program starts.
 pub(super) fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
+    dev::ports::listen().unwrap().local_addr().unwrap().to_string()
 }
 
 /// Timeout of a test that waits for Prometheus: until a query finds data, or until an alert with a short `for` arrives.

@@ -200,7 +200,7 @@ async fn a_late_log_reader_misses_no_audit_line() {
 
     service.resume_output();
     let sealed = |line: &serde_json::Value| line["target"] == "audit" && line["seal_number"] == head;
-    service.wait_for_log("the head of the audit log is logged", sealed).await;
+    service.wait_for_log("the last seal of the audit log is logged", sealed).await;
     let lines = service.logs();
     let has_line_of = |target: &str| {
         lines.iter().any(|line| line["correlation_id"] == "meanwhile" && line["target"] == target)

@@ -86,23 +86,30 @@ async fn an_unknown_method_is_an_attribute_and_no_name() {
 }
 
 #[tokio::test]
-async fn attributes_are_decoded_and_unsupported_variables_named() {
+async fn attributes_are_decoded_and_ignored_variables_named() {
     let collector = Collector::start().await;
     let service = builder()
         .with_traces_to(&collector)
         .setting("OTEL_RESOURCE_ATTRIBUTES", "team=a%20b,service.name=tea%2Dtime")
         .setting("OTEL_METRIC_EXPORT_INTERVAL", "1000")
         .setting("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem")
+        .setting("OTEL_EXPORTER_OTLP_TIMEOUT", "1s")
+        .setting("OTEL_BSP_MAX_QUEUE_SIZE", "0")
         .start()
         .await;
-    for name in ["OTEL_METRIC_EXPORT_INTERVAL", "OTEL_EXPORTER_OTLP_CERTIFICATE"] {
-        let warning = format!("ignored {name}, which is not supported");
+    let warnings = [
+        "ignored OTEL_METRIC_EXPORT_INTERVAL, which is not supported",
+        "ignored OTEL_EXPORTER_OTLP_CERTIFICATE, which is not supported",
+        "ignored OTEL_EXPORTER_OTLP_TIMEOUT: it is not a number of at least 0",
+        "ignored OTEL_BSP_MAX_QUEUE_SIZE: it is not a number of at least 1",
+    ];
+    for warning in warnings {
         service.wait_for_log("a warning", |line| line["level"] == "WARN" && line["message"] == warning).await;
     }
     let warned: Vec<_> = service.logs().into_iter().filter(|line| line["level"] == "WARN").collect();
     assert_eq!(
         warned.iter().filter(|line| line["message"].to_string().contains("OTEL_")).count(),
-        2,
+        warnings.len(),
         "{warned:#?}"
     );
     let _served =

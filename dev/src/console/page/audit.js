@@ -61,7 +61,7 @@ function verificationPanel() {
   return [
     h("button", { type: "button", class: "primary", id: "verify", "data-key": "verify", disabled: running, onclick: verify }, running ? "Verifying…" : "Verify the chain"),
     verification && [
-      h("p", { id: "verification", class: `result ${verification.is_intact ? "good" : "bad"}` }, verification.is_intact ? "The chain is intact" : "The chain is broken"),
+      h("p", { id: "verification", class: `result ${verification.is_intact ? "good" : "bad"}` }, verification.is_intact ? "The chain is intact" : "The verification failed"),
       h("pre", {}, verification.output),
       h("p", { class: "muted" }, `${verification.seconds.toFixed(2)} s, by `, h("code", {}, verification.command))],
     !verification && h("p", { class: "muted" }, "Runs the service's audit verify command. It compares every sealed event with its seal, and every seal with the previous seal. If the service's log contains hashes of seals, the command compares these too."),

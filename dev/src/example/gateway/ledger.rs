@@ -150,6 +150,8 @@ pub(super) enum LedgerIndex {
 pub(super) struct Journal {
     path: PathBuf,
     file: File,
+    /// Length of all complete lines, in bytes.
+    length: u64,
 }
 
 impl Journal {
@@ -173,15 +175,19 @@ impl Journal {
         }
         let mut file = reader.into_inner();
         file.set_len(complete_bytes).and_then(|()| file.seek(SeekFrom::End(0))).map_err(unusable)?;
-        Ok(Self { path, file })
+        Ok(Self { path, file, length: complete_bytes })
     }
 
     pub(super) fn append(&mut self, entry: &Entry) -> Result<(), Error> {
         let mut line = serde_json::to_string(entry)?;
         line.push('\n');
-        self.file
-            .write_all(line.as_bytes())
-            .and_then(|()| self.file.sync_data())
-            .map_err(|source| Error::LedgerFile { path: self.path.clone(), source })
+        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+        if written.is_err() {
+            // Otherwise the next line would continue a line that was written partially, for example to a full disk.
+            self.file.set_len(self.length).and_then(|()| self.file.seek(SeekFrom::End(0))).ok();
+        } else {
+            self.length += line.len() as u64;
+        }
+        written.map_err(|source| Error::LedgerFile { path: self.path.clone(), source })
     }
 }

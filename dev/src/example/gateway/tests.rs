@@ -272,7 +272,7 @@ async fn a_duplicate_waits_for_the_response_of_a_slow_card() {
 
     let retried = Instant::now();
     assert_eq!(fixture.charge(&payment).await, first);
-    assert!(retried.elapsed() < started.elapsed(), "the retry was as slow as the first request");
+    assert!(retried.elapsed() < short_timings().slow_response, "the retry was as slow as the first request");
 }
 
 #[tokio::test]
@@ -296,7 +296,7 @@ async fn an_error_card_is_charged_by_the_fourth_request() {
     let payment = Payment::with_method("pm_card_error");
     for _ in 0..3 {
         assert_eq!(fixture.charge(&payment).await.0, 500);
-        assert!(fixture.charges_of(&payment).await.is_empty(), "a rejected request charged");
+        assert!(fixture.charges_of(&payment).await.is_empty(), "a rejected request created a charge");
     }
     let (status, charge) = fixture.charge(&payment).await;
     assert_eq!((status, &charge["status"]), (201, &json!("succeeded")));

@@ -130,7 +130,7 @@ impl ExternalServices {
 }
 
 /// Creates the products [`MUG`], [`TEAPOT`], [`LAMP`] and [`RETIRED`] in a new database.
-pub(crate) async fn seed_products(database: &Database) {
+pub(crate) async fn seed_data(database: &Database) {
     database
         .execute(format!(
             "insert into products (id, sku, name, unit_amount, currency, active)
@@ -165,7 +165,8 @@ pub async fn seed_rows(database: &Database, customer: Uuid, count: u32) {
 }
 
 /// Gauges of the reconciliation, one for each scope. Each gauge is zero until a run of its scope is complete. The
-/// harness waits for these gauges, because the worker of a scope reports success after each page of a run.
+/// harness waits until the gauges are positive. A worker's success does not show a complete run, because the worker of
+/// a scope reports success after each page.
 pub const FIRST_RUN_GAUGES: [&str; 2] = [
     "reconciliation_last_success_timestamp_seconds{scope=\"recent\"}",
     "reconciliation_last_success_timestamp_seconds{scope=\"window\"}",

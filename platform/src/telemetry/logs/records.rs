@@ -58,7 +58,7 @@ impl Records {
             Some(Transport::Grpc(grpc)) => grpc.configure(OtlpExporter::builder().with_tonic()).build(),
             Some(Transport::Http(http)) => http.configure(OtlpExporter::builder().with_http()).build(),
         };
-        let lost = IntCounter::new("exported", "Lost log records.")?;
+        let lost = IntCounter::new("lost", "Lost log records.")?;
         let processor = counting_processor(exporter.map_err(ExportError::from)?, lost.clone());
         let provider = SdkLoggerProvider::builder()
             .with_log_processor(processor)

@@ -49,8 +49,8 @@ pub(in crate::telemetry) fn names(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|name| !name.is_empty())
 }
 
-/// Returns the endpoint of a signal. Returns `None` if the signal is not exported: the variable of its exporter turns
-/// the export off, or spans have no endpoint.
+/// Returns the endpoint of a signal. Returns `None` if the variable of the signal's exporter turns the export off, or
+/// if the signal is traces and no endpoint is set.
 ///
 /// # Errors
 /// The signal's own endpoint variable is not an `http` or `https` URL, or log records are to be exported and no
@@ -148,6 +148,16 @@ pub(in crate::telemetry) fn warnings(settings: &OpenTelemetry) -> Vec<String> {
             .is_some_and(|value| !["gzip", "none"].contains(&value.to_ascii_lowercase().as_str()))
         {
             warnings.push(format!("ignored {variable}; supported values are gzip and none"));
+        }
+    }
+    let timeouts = Signal::ALL.into_iter().flat_map(|signal| names_of(signal, "TIMEOUT"));
+    let numbers = timeouts.chain(SUPPORTED.map(str::to_owned)).filter(|name| name != "OTEL_TRACES_EXPORTER");
+    for variable in numbers.collect::<BTreeSet<_>>() {
+        let minimum = u32::from(variable.ends_with("_MAX_QUEUE_SIZE"));
+        if let Some(value) = read_variable(&variable)
+            && !value.parse().is_ok_and(|number: u32| number >= minimum)
+        {
+            warnings.push(format!("ignored {variable}: it is not a number of at least {minimum}"));
         }
     }
     if settings.resource_attributes.as_deref().is_some_and(|text| resource_attributes(text).is_none()) {

@@ -1,4 +1,5 @@
-//! The OTLP export of spans and log records: the variables of the specification, transport, resource and lost items.
+//! The OTLP export of spans and log records: its environment variables, its transport, its resource attributes, and the
+//! counts of queued and lost items.
 //!
 //! The SDK reads most `OTEL_*` variables itself, and this module handles the rest.
 mod environment;
@@ -25,8 +26,8 @@ use crate::{build_info::BuildInfo, settings::Process};
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// The protocol is not supported.
-    #[error("OTEL_EXPORTER_OTLP_PROTOCOL must be grpc or http/protobuf")]
-    Protocol,
+    #[error("OTEL_EXPORTER_OTLP_PROTOCOL and OTEL_EXPORTER_OTLP_{0}_PROTOCOL must be grpc or http/protobuf")]
+    Protocol(&'static str),
     /// The variable with the endpoint of a single signal is invalid. `OTEL_EXPORTER_OTLP_ENDPOINT`, the endpoint of all
     /// signals, is checked with the settings.
     #[error("{name} {rule}")]
@@ -37,7 +38,7 @@ pub enum ExportError {
         rule: String,
     },
     /// Log records are to be exported, but no endpoint is set.
-    #[error("OTEL_LOGS_EXPORTER=otlp needs OTEL_EXPORTER_OTLP_ENDPOINT")]
+    #[error("OTEL_LOGS_EXPORTER=otlp needs OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_LOGS_ENDPOINT")]
     NoEndpoint,
     /// The HTTP client of the exporter could not be created.
     #[error("failed to create the HTTP client of the exporter: {0}")]
@@ -68,7 +69,7 @@ impl Signal {
 
 /// The connection of an exporter. The exporter itself reads the endpoint, headers and compression from the environment.
 /// Over HTTP, the exporter adds a path to the endpoint of all signals, but uses the endpoint of a single signal
-/// unchanged. So this module must not pass an endpoint.
+/// unchanged. An endpoint that is passed in code overrides both, so this module passes none.
 ///
 /// Both protocols trust the certificates of the operating system, and use no proxy. By default the gRPC exporter trusts
 /// no certificate at all (opentelemetry-rust#2008).
@@ -106,7 +107,7 @@ pub(super) fn transport(signal: Signal, settings: &OpenTelemetry) -> Result<Opti
                 thread.join().unwrap_or_else(|panic| resume_unwind(panic)).map_err(ExportError::Client)?;
             Ok(Some(Transport::Http(Http { timeout, client })))
         }
-        _ => Err(ExportError::Protocol),
+        _ => Err(ExportError::Protocol(signal.name())),
     }
 }
 

@@ -63,9 +63,10 @@ impl Queue {
         self.counts.exporting.store(items, Ordering::Relaxed);
         self.counts.queued.fetch_sub(items, Ordering::Relaxed);
         let result = export.await;
-        self.counts.exporting.store(0, Ordering::Relaxed);
+        // If the queue was closed meanwhile, `finish` has already counted the batch as lost.
+        let uncounted = self.counts.exporting.swap(0, Ordering::Relaxed);
         if result.is_err() {
-            self.lost.inc_by(items.try_into().unwrap_or(u64::MAX));
+            self.lost.inc_by(uncounted.try_into().unwrap_or(u64::MAX));
         }
         result
     }
@@ -80,7 +81,7 @@ impl Queue {
         let before = self.lost.get();
         let result = export();
         let unfinished =
-            self.counts.queued.load(Ordering::Relaxed) + self.counts.exporting.load(Ordering::Relaxed);
+            self.counts.queued.load(Ordering::Relaxed) + self.counts.exporting.swap(0, Ordering::Relaxed);
         self.lost.inc_by(unfinished.try_into().unwrap_or(u64::MAX));
         (result, self.lost.get().saturating_sub(before))
     }

@@ -1,8 +1,8 @@
 //! The client of the payment gateway.
 //!
-//! The client distinguishes certain outcomes from unknown ones. A charge or refund object that matches the request is a
-//! certain outcome. A timeout, a failed connection, a malformed response and the statuses 3xx, 408, 409, 425, 429 and
-//! 5xx leave the outcome unknown. Any other 4xx is a rejection. A rejection is a certain outcome only for a charge, and
+//! The client distinguishes final outcomes from unknown ones. A charge or refund object that matches the request is a
+//! final outcome. A timeout, a failed connection, a malformed response and the statuses 3xx, 408, 409, 425, 429 and
+//! 5xx leave the outcome unknown. Any other 4xx is a rejection. A rejection is a final outcome only for a charge, and
 //! only if no other attempt can have reached the gateway.
 mod breaker;
 mod listing;
@@ -154,8 +154,9 @@ impl Gateway {
         Ok(GatewaySlot { permit, slot })
     }
 
-    /// Spends one retry of the retry budget, and returns the pause before this retry within one request. Returns `None`
-    /// after the last retry, or if the budget is used up, because retries must not keep an overloaded gateway down.
+    /// Spends one retry of the retry budget, and returns the pause before that retry. `attempts` is the number of
+    /// attempts so far. Returns `None` after the last retry, or if the budget is used up, because retries must not keep
+    /// an overloaded gateway down.
     pub fn pause_before_retry(&self, attempts: i32, unknown: &Unknown) -> Option<Duration> {
         let retry = u32::try_from(attempts).ok()?.checked_sub(1)?;
         if retry >= MAX_RETRIES || !self.0.budget.spend() {
@@ -190,7 +191,7 @@ impl Gateway {
     /// Returns the charges that the gateway lists for the reference of a payment.
     ///
     /// # Errors
-    /// If the call has no certain outcome, or the gateway rejects it.
+    /// If the gateway rejects the request, or there is no usable response.
     pub async fn charges(&self, key: GatewayKey, until: Instant) -> Result<Vec<Charge>, Unknown> {
         self.list("charges", key, |charge: &Charge| charge.reference, until).await
     }
@@ -198,7 +199,7 @@ impl Gateway {
     /// Returns the refunds that the gateway lists for the reference of a stored refund.
     ///
     /// # Errors
-    /// If the call has no certain outcome, or the gateway rejects it.
+    /// If the gateway rejects the request, or there is no usable response.
     pub async fn refunds(&self, key: GatewayKey, until: Instant) -> Result<Vec<GatewayRefund>, Unknown> {
         self.list("refunds", key, |refund: &GatewayRefund| refund.reference, until).await
     }
@@ -243,8 +244,8 @@ impl Gateway {
     }
 
     /// Lists the gateway's objects with a reference. If an object has another reference, the breaker counts a failure
-    /// of the gateway, and the list still contains the object. An unreadable object is not counted as a failure (see
-    /// [`Unknown::is_outage`]).
+    /// of the gateway, and the list still contains the object. If an object is unreadable, the call fails with
+    /// [`Unknown::Unreadable`], which the breaker does not count as a failure (see [`Unknown::is_outage`]).
     ///
     /// Only recovery and reconciliation list objects, as background calls. While the breaker is half-open, a background
     /// call does not use up the probes of customers' requests.
@@ -457,6 +458,10 @@ fn parse_retry_after(text: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use tokio::net::TcpListener;
+    use uuid::Uuid;
+
     use super::*;
 
     #[test]
@@ -483,8 +488,21 @@ mod tests {
 
     /// Returns the client of a gateway that is never called.
     fn gateway(max_waiting: usize) -> Gateway {
+        gateway_at("https://gateway.example", max_waiting)
+    }
+
+    /// Returns the client of a gateway that sends this body in every response.
+    async fn gateway_with_response(body: String) -> Gateway {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let routes = Router::new().fallback(async || body);
+        tokio::spawn(async { axum::serve(listener, routes).await });
+        gateway_at(&url, 1)
+    }
+
+    fn gateway_at(url: &str, max_waiting: usize) -> Gateway {
         let settings = Settings {
-            gateway_url: Url::parse("https://gateway.example").unwrap(),
+            gateway_url: Url::parse(url).unwrap(),
             allow_plaintext: false,
             gateway_api_key: "sk_12345".into(),
             webhook_secrets: Vec::new(),
@@ -534,6 +552,33 @@ mod tests {
         let rejected = gateway.acquire_slot().unwrap_err();
         assert!(matches!(rejected, SlotError::Open(_)));
         assert_eq!(rejected.retry_after_seconds(), 5);
+    }
+
+    #[tokio::test]
+    async fn an_unreadable_object_opens_the_breaker_only_after_a_charge() {
+        let gateway = gateway_with_response("{}".to_owned()).await;
+        let key = GatewayKey(Uuid::nil());
+        let until = Instant::now() + Duration::from_mins(1);
+        for _ in 0..10 {
+            assert!(matches!(gateway.charges(key, until).await, Err(Unknown::Unreadable(_))));
+        }
+        for _ in 0..10 {
+            let permit = gateway.acquire_slot().unwrap().permit;
+            let result = gateway.charge(key, "{}", permit, until).await;
+            assert!(matches!(result, SendResult::Unknown(Unknown::Unreadable(_))));
+        }
+        assert!(matches!(gateway.acquire_slot(), Err(SlotError::Open(_))));
+    }
+
+    #[tokio::test]
+    async fn a_response_body_has_a_maximum_length() {
+        let until = Instant::now() + Duration::from_mins(1);
+        for (length, is_read) in [(MAX_RESPONSE_BYTES, true), (MAX_RESPONSE_BYTES + 1, false)] {
+            let list = r#"{"data":[]}"#;
+            let gateway = gateway_with_response(list.to_owned() + &" ".repeat(length - list.len())).await;
+            let charges = gateway.charges(GatewayKey(Uuid::nil()), until).await;
+            assert_eq!(charges.is_ok(), is_read, "{length}: {charges:?}");
+        }
     }
 
     #[test]

@@ -61,7 +61,7 @@ async fn each_view_shows_recent_activity() {
         .execute("alter table audit_events disable trigger user; update audit_events set action = 'forged' where sequence = (select min(sequence) from audit_events)")
         .await;
     browser.click("#verify").await;
-    browser.wait_until_shown("#verification", "The chain is broken").await;
+    browser.wait_until_shown("#verification", "The verification failed").await;
     browser.assert_no_errors().await;
 }
 

@@ -63,7 +63,7 @@ impl ExternalServices {
 }
 
 /// Inserts the initial data of every test into a new database: none.
-pub(crate) fn seed_products(_database: &Database) -> Ready<()> {
+pub(crate) fn seed_data(_database: &Database) -> Ready<()> {
     ready(())
 }
 

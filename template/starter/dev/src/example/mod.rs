@@ -66,6 +66,6 @@ pub(crate) fn set_faults(_external_services: &Addresses, _names: &[&str]) -> Rea
 }
 
 /// Inserts the initial data of the environment into its database: none.
-pub(crate) fn seed_products(_owner_url: &Url, _progress: &dyn Fn(&str)) -> Ready<Result<(), sqlx::Error>> {
+pub(crate) fn seed_data(_owner_url: &Url, _progress: &dyn Fn(&str)) -> Ready<Result<(), sqlx::Error>> {
     ready(Ok(()))
 }
