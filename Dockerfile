@@ -32,7 +32,8 @@ RUN mkdir -p src platform/src dev/src bench/src \
 
 COPY . .
 ARG GIT_COMMIT=unknown
-# Cargo compares modification times, and a copied file may be older than the empty file that it replaces.
+# Cargo compares modification times. Without `touch`, Cargo would not compile a copied file that is older than the empty
+# file that it replaces.
 # The executable has the package's name; both images install it as `service`.
 RUN touch src/main.rs src/lib.rs platform/src/lib.rs dev/src/main.rs dev/src/lib.rs \
     && GIT_COMMIT=${GIT_COMMIT} cargo auditable build --release --locked --bins \
@@ -63,7 +64,7 @@ CMD ["serve"]
 FROM ${DEMO_IMAGE} AS demo
 COPY --from=build /build/target/release/image/service /build/target/release/dev /usr/local/bin/
 COPY docs/runbooks /docs/runbooks
-# A new volume gets its owner from the directory at its mount point in the image. The simulators must be able to write to it.
+# A new volume gets its owner from the directory at its mount point in the image. The simulators write to the volume.
 RUN install -d -o 65532 -g 65532 /data
 USER 65532:65532
 ENTRYPOINT ["/usr/local/bin/dev"]

@@ -1,7 +1,7 @@
 //! Passes the commit and the compiler version to the binary.
 //!
-//! The script also rebuilds the binary after a migration was added, because migrations are compiled in and cargo does
-//! not detect added files by itself.
+//! The script also makes cargo rebuild the binary after a migration was added, because migrations are compiled in and
+//! cargo does not detect added files by itself.
 use std::{
     env,
     path::Path,
@@ -23,8 +23,8 @@ fn main() {
     println!("cargo:rustc-env=BUILD_RUSTC={}", version.unwrap_or_else(|| "unknown".into()));
 }
 
-/// Returns `GIT_COMMIT` if this variable is set. Builds without a repository, such as those of container images, set
-/// the variable. Otherwise returns the commit that git reports.
+/// Returns `GIT_COMMIT` if this variable is set, and otherwise the commit that git reports. Builds without a
+/// repository, such as those of container images, set the variable.
 fn commit() -> Option<String> {
     if let Some(commit) = env::var("GIT_COMMIT").ok().filter(|commit| !commit.trim().is_empty()) {
         return Some(commit.trim().to_owned());

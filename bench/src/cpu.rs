@@ -1,6 +1,6 @@
 //! CPU time and resident memory of processes, and the model of the processor, read from `/proc`. On a small machine,
-//! CPU time varies less between runs than any other figure. On systems other than Linux, the tables show `–` in place
-//! of CPU time and memory.
+//! CPU time varies less between runs than any other figure. The functions for a process return `None` if the process
+//! does not exist, or on a system other than Linux. The tables show `None` as `–`.
 //!
 //! The CPU time of a process includes all of its threads, ended threads included. A PostgreSQL server consists of its
 //! postmaster, its background processes, and one process per connection. The postmaster accumulates the CPU time of

@@ -1,8 +1,8 @@
 //! The peers (`bench/peers`): services with the routes `POST /v1/orders` and `GET /v1/orders/{id}`, each written in the
-//! usual style of its language. The cases `write`, `read` and `latency` measure the peers. In `read`, all contenders
-//! use one database. In the other two cases, each contender has its own database, and the databases are initially
-//! identical. In these cases, the service and the peers have pools of [`POOL_SIZE`] connections, and sample one trace
-//! in ten.
+//! usual style of its language. The cases `write`, `read` and `latency` measure the peers. In all three cases, the
+//! service and the peers have pools of [`POOL_SIZE`] connections, and sample one trace in ten. In `read`, all
+//! contenders use one database. In `write` and `latency`, each contender has its own database, and these databases are
+//! initially identical.
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::bail;

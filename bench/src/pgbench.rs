@@ -30,7 +30,7 @@ use crate::{
 /// Number of scripts, each with its own customer and basket.
 const VARIANTS: u64 = 8;
 
-/// Part of the deadline of pgbench's exit after the window. The deadline also includes the duration of the run.
+/// Deadline of pgbench's exit after the window, in addition to the duration of the run.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Input of pgbench: one script for each variant.
@@ -79,7 +79,7 @@ fn escape_colons(statement: &str) -> String {
     written
 }
 
-/// Escapes the colons of a statement, and replaces `$1`, `$2`, … with expressions.
+/// Escapes colons within string literals of a statement, and replaces `$1`, `$2`, … with expressions.
 fn with_arguments(statement: &str, arguments: &[&str]) -> anyhow::Result<String> {
     let statement = escape_colons(statement);
     let mut pieces = statement.split('$');

@@ -37,7 +37,7 @@ pub fn ratio(numerators: &[f64], denominators: &[f64]) -> Option<Spread> {
     spread(rounds.map(|(numerator, denominator)| numerator / denominator))
 }
 
-/// Formats a value with two decimal places below 10, one below 100, and none from 100 on. The rounded value decides.
+/// Formats a value with two decimals if the rounded value is below 10, one if it is below 100, and none otherwise.
 pub fn rounded(value: f64) -> String {
     match value.abs() {
         magnitude if magnitude >= 99.95 => format!("{value:.0}"),

@@ -33,8 +33,8 @@ use crate::{
 const RESTORE_SPAN: Duration = Duration::from_secs(30);
 
 /// Interval of base backups. A restore replays the WAL since a base backup, so the primary must keep all WAL since its
-/// oldest stored backup. Once two backups are stored, each new backup replaces the older one. This limits the size of
-/// the WAL.
+/// oldest stored backup. To limit the amount of WAL, at most two backups are stored, and each further backup replaces
+/// the older one.
 const BACKUP_INTERVAL: Duration = Duration::from_mins(10);
 
 /// Deadline of the service's command `after-restore`, including the comparison with the records of the external
@@ -271,7 +271,7 @@ impl Operator {
         let replication = self.replication();
         loop {
             tokio::select! {
-                // The first base backup comes before the first restore.
+                // The clock is polled first, so that a base backup exists before the first restore.
                 biased;
                 _ = clock.tick() => {
                     if let Err(error) = self.server.back_up().await {

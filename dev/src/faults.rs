@@ -134,7 +134,7 @@ pub struct Switchboard(Arc<SwitchboardState>);
 struct SwitchboardState {
     targets: FaultTargets,
     switches: Mutex<Switches>,
-    /// Held while the active faults are sent to the external services, so that concurrent changes are sent in order.
+    /// Held while the active faults are read and sent to the external services, so that the last sent set is current.
     send_lock: tokio::sync::Mutex<()>,
     changed: watch::Sender<()>,
 }

@@ -59,7 +59,7 @@ pub struct Span {
     /// Nanoseconds since 1970.
     pub started: u64,
     pub ended: u64,
-    /// Resource attributes of the sender, shared by the spans of one request.
+    /// Resource attributes of the sender, shared by the spans of one `ResourceSpans` message.
     pub resource: Arc<Attributes>,
 }
 
@@ -94,7 +94,7 @@ pub struct Record {
     /// Empty outside of any span.
     pub trace_id: String,
     pub span_id: String,
-    /// Resource attributes of the sender, shared by the records of one request.
+    /// Resource attributes of the sender, shared by the records of one `ResourceLogs` message.
     pub resource: Arc<Attributes>,
 }
 

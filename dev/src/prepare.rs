@@ -179,7 +179,7 @@ async fn describe(database_url: &str, progress: &dyn Fn(&str)) -> Result<Descrip
     let packages = ["--package", "platform", "--package", project::name()];
     cargo::run(&[&["clean", "--quiet"], &packages[..]].concat(), &environment).await?;
     // Only the libraries contain query macros. The command checks the libraries of all packages, so that it resolves
-    // the same features as clippy in CI. Clippy uses the same build directory, and then shares the compiled
+    // the same features as clippy in CI. Clippy runs in the same build directory, so both commands share the compiled
     // dependencies.
     cargo::run(&["check", "--lib"], &environment).await?;
     read(&queries)

@@ -212,7 +212,7 @@ impl Update {
             "--no-workspace",
         ])?;
         let rendered = destination.join(name);
-        // In Cargo.lock, the project's name replaces the template's name, as in the project's first build.
+        // Replaces the template's name in Cargo.lock with the project's name, as the project's first build did.
         update_lock(&rendered)?;
         Ok(rendered)
     }
@@ -243,7 +243,7 @@ impl Update {
         Ok(())
     }
 
-    /// Commits the files of a directory in the project's repository, on no branch.
+    /// Commits the files of a directory in the project's repository, on no branch. Returns the commit's hash.
     fn commit(&self, files: &Path, parent: Option<&str>, message: &str) -> Result<String, Error> {
         let repository = self.project.run(["rev-parse", "--absolute-git-dir"])?;
         let git = |arguments: &[&str]| {

@@ -1,5 +1,5 @@
-//! The work of `migrate`: applying this binary's migrations, starting an audit epoch in a new cluster, and setting the
-//! privileges and settings of the service's role.
+//! The work of `migrate`: applying this binary's migrations, starting an audit epoch after a switch to another
+//! PostgreSQL cluster, and setting the privileges and settings of the service's role.
 //!
 //! Migrations only run forward, are checksummed, and run under an advisory lock, so that several replicas may start at
 //! the same time. They run on a separate connection, which is closed afterwards. If a migration fails, sqlx 0.9.0 does
@@ -77,8 +77,8 @@ pub struct MigrationReport {
     pub version: i64,
 }
 
-/// Applies missing migrations as the schema owner, starts a new audit epoch in a new cluster, and sets the privileges
-/// and settings of the service's role.
+/// Applies missing migrations as the schema owner, starts a new audit epoch after a switch to another PostgreSQL
+/// cluster, and sets the privileges and settings of the service's role.
 ///
 /// If the schema belongs to a newer release, no migration is applied, so that a release can be rolled back.
 ///
@@ -194,8 +194,8 @@ async fn begin_audit_epoch(connection: &mut PgConnection) -> Result<(), sqlx::Er
     Ok(())
 }
 
-/// Grants `app_runtime` to the service's login role, unless that role is the owner. Sets [`ROLE_SETTINGS`], the
-/// statement timeout and a durable `synchronous_commit` on that role.
+/// Grants the privileges of the role `app_runtime` to the service's login role, unless the login role is the owner.
+/// Sets [`ROLE_SETTINGS`], the statement timeout and a durable `synchronous_commit` on the login role.
 async fn grant_rights(
     connection: &mut PgConnection,
     owner: &str,

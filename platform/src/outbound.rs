@@ -44,8 +44,8 @@ pub fn redacted(url: &Url) -> Url {
 }
 
 /// Returns the text of a setting without secrets, for the output of commands. URLs with a host are [`redacted`]. Other
-/// text with `@` or `?` is replaced as a whole. It may be a mistyped URL or a URL without a host, and contain a
-/// password.
+/// text with `@` or `?` is replaced as a whole, because it may be a mistyped URL or a URL without a host, and contain
+/// a password.
 pub fn redacted_text(text: &str) -> String {
     match Url::parse(text.trim()) {
         Ok(url) if url.has_host() && (url.query().is_some() || text.contains(['@', '#'])) => {

@@ -37,7 +37,8 @@ pub struct Authentication {
 }
 
 impl Authentication {
-    /// Creates a layer that finds sessions in `database`, and limits each caller to `requests_per_second`.
+    /// Creates the state of a layer that finds sessions in `database`, and limits each caller to `requests_per_second`.
+    /// 0 disables the limit.
     pub fn new(database: Database, denials: Denials, requests_per_second: u32) -> Self {
         Self { database, denials, by_caller: Arc::new(RateLimiter::per_second(requests_per_second)) }
     }

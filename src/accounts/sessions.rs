@@ -48,8 +48,8 @@ fn hash(token: &str) -> [u8; 32] {
 /// expiry.
 ///
 /// Returns `None`, and changes nothing, if the user no longer has `verified_hash`. The statement locks the user's row,
-/// and so waits for a concurrent password change to commit. Without the lock, the change would not see this session,
-/// and the session would outlive the old password.
+/// and so waits for a concurrent password change to commit. Without the lock, the password change would not see this
+/// session and could not end it, so the session would outlive the old password.
 pub(super) async fn begin(
     database: &Database,
     user: &User,

@@ -37,7 +37,7 @@ pub(super) fn around(
             .option_layer(limits::cors(&settings.cors_allowed_origins))
             // Inside of the telemetry, so that a panic is recorded as a response with status 500.
             .layer(CatchPanicLayer::custom(problem::from_panic))
-            // Rejects a missing, repeated or invalid `Host` header, because two proxies could read it differently.
+            // Rejects a missing, repeated or invalid `Host` header, because proxies in front may parse it differently.
             .layer(middleware::from_fn(host::require_host))
             // Before any expensive layer, so that an overloaded service responds at once.
             .layer(middleware::from_fn_with_state(in_flight, limits::shed))

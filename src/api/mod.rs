@@ -1,8 +1,8 @@
 //! The API: the routes of all modules, and the document that describes them.
 //!
 //! - `layers`: the layers around every route, in one function
-//! - `openapi`: adds the responses, headers and links that follow from rules to the document, so that no route declares
-//!   them; creates the metric series of the routes in the document
+//! - `openapi`: completes the document with the responses, headers and links that follow from rules, so that no route
+//!   declares them; creates the metric series of the routes in the document
 mod layers;
 mod openapi;
 

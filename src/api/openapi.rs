@@ -70,8 +70,8 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
 }
 
-/// Creates the metric series of every route, for its successes and for the failures that alert rules use. These series
-/// then exist from the first scrape.
+/// Creates the metric series of every route, for its success statuses and for the statuses that alert rules count as
+/// failures. These series then exist from the first scrape.
 pub(super) fn declare_route_series(document: &Document) {
     for (path, item) in &document.paths.paths {
         let operations = [

@@ -128,7 +128,7 @@ fn reader(arguments: &ArgMatches) -> Result<Reader, Box<dyn std::error::Error + 
         match dotenvy::dotenv() {
             Ok(_) => {}
             Err(error) if error.not_found() => {}
-            // The library's error has the malformed line, which may contain a password, so that error is not printed.
+            // The library's error is not printed, because it has the malformed line, which may contain a password.
             Err(dotenvy::Error::LineParse(..)) => {
                 return Err("the .env file has a line that is not NAME=value".into());
             }

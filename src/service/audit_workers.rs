@@ -18,11 +18,11 @@ const PARTITION_INTERVAL: Duration = Duration::from_hours(6);
 /// one address in a minute, [`Denials`] only counts further ones.
 const DENIAL_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Interval between two checks for new failures to record audit events.
+/// Interval at which the service checks whether an audit event could not be recorded since the previous check.
 const FAILURE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Starts the workers that seal the audit log, measure the age of its unsealed events, and create its partitions.
-/// Further workers record summary events for counted denials, and raise an alert if events cannot be recorded.
+/// Starts the workers that seal the audit log (add hashes of its new events to a chain), measure the age of its oldest
+/// event without a seal, and create its partitions. Further workers record summary events for counted denials, and raise an alert if events cannot be recorded.
 pub(super) fn start(
     workers: &Workers,
     config: &Config,
@@ -53,7 +53,7 @@ pub(super) fn start(
 }
 
 /// Returns the function that audits changes and rejected changes of the log filter. The audit event is recorded in the
-/// background, so that an operator can raise the log level while the database is unreachable.
+/// background, so that an operator can change the log filter while the database is unreachable.
 pub(super) fn log_level_auditor(
     database: &Database,
     denials: &Denials,

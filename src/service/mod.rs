@@ -44,8 +44,8 @@ use crate::{
 /// pruned.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Time between the deadline of the last shutdown step before the flush of telemetry, and the cancellation of
-/// everything that still runs. The cancellation happens only if a step ignores its deadline.
+/// Time by which the shutdown steps before the flush of telemetry may exceed their last deadline. After this time,
+/// everything that still runs is cancelled. The cancellation happens only if a step ignores its deadline.
 const CANCEL_DELAY: Duration = Duration::from_millis(500);
 
 /// Error of starting, running or stopping the service.

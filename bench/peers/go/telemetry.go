@@ -43,8 +43,8 @@ var (
 	})
 )
 
-// startTracing exports spans over OTLP if an endpoint is set. The SDK reads the endpoint and the sampler from the
-// environment.
+// startTracing exports spans over OTLP if an endpoint is set, and returns a function that exports the last spans. The
+// SDK reads the endpoint and the sampler from the environment.
 func startTracing(ctx context.Context) (func(context.Context) error, error) {
 	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" {
 		return func(context.Context) error { return nil }, nil

@@ -132,8 +132,8 @@ fn cpu_of(sample: &Sample, process: MeasuredProcess) -> f64 {
     sample.cpu.get(&process).copied().unwrap_or(f64::NAN)
 }
 
-/// Returns the CPU time of the service and of the database per response, in microseconds. The receiver of traces is a
-/// separate process, and is reported separately.
+/// Returns the sum of the CPU times of the service and the database per response, in microseconds. The receiver of
+/// traces is a separate process, and is reported separately.
 fn cpu_of_request(sample: &Sample) -> f64 {
     sample.cpu_of(&[MeasuredProcess::Service, MeasuredProcess::Database])
 }

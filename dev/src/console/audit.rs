@@ -121,7 +121,7 @@ pub(super) async fn verify(
         .start()?;
     let status = process.wait(VERIFICATION_DEADLINE).await?;
     let mut lines = process.lines();
-    // Standard output, which has the results, comes before standard error.
+    // Sorts standard output, which has the results, before standard error.
     lines.sort_by_key(|line| line.stream == Stream::Stderr);
     let output: Vec<String> = lines.into_iter().map(|line| line.text).collect();
     let seconds = began.elapsed().as_secs_f64();

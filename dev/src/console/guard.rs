@@ -1,10 +1,10 @@
 //! Access control of the console: only its own pages and programs of this machine are allowed, not other websites in a
 //! local browser.
 //!
-//! The console can switch faults and shows log lines, so it responds only under its own local addresses. The `Origin`
-//! and `Sec-Fetch-Site` headers identify requests from pages of another origin. The console rejects these requests,
-//! except when a user follows a link to the console. A foreign host name that resolves to 127.0.0.1 (DNS rebinding) is
-//! not among the console's addresses and is rejected too.
+//! The console shows log lines, and turns simulated faults on and off, so it responds only under its own local
+//! addresses. The `Origin` and `Sec-Fetch-Site` headers identify requests from pages of another origin. The console
+//! rejects these requests, except a GET that opens one of its pages in a tab, as a link does. A foreign host name that
+//! resolves to 127.0.0.1 (DNS rebinding) is not among the console's addresses and is rejected too.
 use std::net::SocketAddr;
 
 use axum::{
@@ -33,7 +33,7 @@ pub(super) async fn guard(State(address): State<SocketAddr>, request: Request, n
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    // Another build may serve other content under the same addresses, so the browser must not store this response.
+    // Another build may serve other content under the same URLs, so the browser must not store this response.
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }

@@ -23,7 +23,7 @@ pub(super) struct Logs {
     next: u64,
 }
 
-/// A stored line. The text is parsed whenever the line is displayed, because the parsed form takes more memory.
+/// A stored line. Each request parses the text again, because the parsed form would take more memory.
 #[derive(Debug)]
 struct StoredLine {
     replica: u16,
@@ -59,7 +59,7 @@ pub(super) struct Filter {
     text: String,
     correlation_id: String,
     trace_id: String,
-    /// Sequence number after which the lines begin.
+    /// Exclusive lower bound of the sequence number.
     after: Option<u64>,
 }
 

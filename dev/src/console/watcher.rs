@@ -93,8 +93,8 @@ pub(super) async fn reconcile(state: Arc<State>, compare: Comparison) {
     }
 }
 
-/// Waits until the console has received the trace that `/traces/first` shows. Pins the trace, so that all other traces
-/// are dropped before it. The query [`example::FIRST_TRACE`] selects the trace.
+/// Waits until the console has received the trace that `/traces/first` shows. Pins the trace, so that the console drops
+/// every other trace first when its memory for traces is full. The query [`example::FIRST_TRACE`] selects the trace.
 pub(super) async fn find_first_trace(state: Arc<State>, system: ObservedSystem) {
     loop {
         if let Ok(Some(trace_id)) = first_trace(&state, &system).await
@@ -118,7 +118,7 @@ async fn first_trace(state: &State, system: &ObservedSystem) -> Result<Option<St
 }
 
 /// Starts Prometheus and Alertmanager if both are installed, and evaluates the rules periodically. If Prometheus runs,
-/// its states replace the states that the console has computed.
+/// the states of the rules in Prometheus replace the states that the console has computed.
 pub(super) async fn evaluate_rules(state: Arc<State>, system: ObservedSystem) {
     loop {
         start_alerting(&state, system.prometheus.as_deref());

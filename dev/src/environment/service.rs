@@ -12,8 +12,8 @@ use crate::{
 /// Deadline of a start. A start usually takes a second, and more on a busy machine.
 const READY_DEADLINE: Duration = Duration::from_mins(1);
 
-/// Deadline of a stop. The deadline exceeds the service's own shutdown deadline, at which the service reports
-/// unfinished work.
+/// Deadline of a stop. The deadline exceeds the service's own shutdown deadline, so that the service can report
+/// unfinished work before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Maximum number of log lines in the error after an unexpected end or a failed start.

@@ -83,7 +83,7 @@ impl Builder {
         self
     }
 
-    /// Uses a separate PostgreSQL server, or the server that the environment names.
+    /// Uses a separate PostgreSQL server, or the server of `DEV_DATABASE_URL` or `DATABASE_URL` if one is configured.
     pub fn on_a_dedicated_server(mut self) -> Self {
         self.has_dedicated_server = true;
         self

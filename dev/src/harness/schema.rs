@@ -69,8 +69,8 @@ impl Schema {
         }
     }
 
-    /// Records the names of a span's attributes, and returns the undocumented names. Events are not compared, because
-    /// they are also log lines.
+    /// Records the names of a span's attributes, and returns the undocumented names. The span's events are ignored,
+    /// because each event is also a log line, whose fields are compared.
     pub(super) fn unknown_in_span(&self, span: &Span) -> BTreeSet<String> {
         record_received("attribute", span.attributes.keys());
         span.attributes.keys().filter(|name| !self.span_attributes.contains(*name)).cloned().collect()

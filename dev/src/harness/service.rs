@@ -71,7 +71,7 @@ impl Drop for Process {
 }
 
 /// A service with its own database and simulated dependencies. Dropping the value ends the process. The external
-/// services end with the last replica. The database is dropped with the last replica or [`User`].
+/// services end with the last replica. The database is deleted once all replicas and all [`User`]s are dropped.
 pub struct Service {
     executable: PathBuf,
     settings: Vec<(String, String)>,

@@ -26,7 +26,7 @@ const EMPTY_DIRECTORIES: [&str; 8] = [
     "pg_wal",
 ];
 
-/// Prefixes of the names of files and directories that a backup must not have.
+/// Prefixes of the names of files and directories that a backup must not contain.
 const EXCLUDED_PREFIXES: [&str; 4] = ["postmaster.pid", "postmaster.opts", "pgsql_tmp", "pg_internal.init"];
 
 /// A completed base backup, with an open connection to the server that was copied.

@@ -344,7 +344,7 @@ async fn initialise(
 }
 
 /// Stops a server of an earlier run that still uses the data. A server keeps running if its parent and the watchdog
-/// were both killed. The lock file of an ended server stays, because PostgreSQL removes this file at the next start.
+/// were both killed. Does not delete the lock file of an ended server, because PostgreSQL does so at the next start.
 async fn stop_orphan(data: &Path, progress: &dyn Fn(&str)) -> Result<(), Error> {
     let lock = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     let Some(pid) = lock.lines().next().and_then(|line| line.trim().parse().ok()) else { return Ok(()) };

@@ -1,7 +1,7 @@
 //! A PostgreSQL server, found or started, and its databases.
 //!
-//! The search order: a server named in the environment, the programs of this machine, a download. Each step reports its
-//! result, so that the user can see why a server was selected.
+//! The search order: a configured server (`DEV_DATABASE_URL` or `DATABASE_URL`), the programs of this machine, a
+//! download. Each step reports its result, so that the user can see why a server was selected.
 //!
 //! On a server that this process has not started, only databases and roles with this project's [`Ownership`] comment
 //! are altered or dropped. A database or role that has a required name but not this comment is an error.
@@ -54,7 +54,7 @@ impl Purpose {
         matches!(self, Self::Tests)
     }
 
-    /// Returns whether a server named in the environment can be used.
+    /// Returns whether the server of `DEV_DATABASE_URL` or `DATABASE_URL` can be used.
     fn allows_configured_server(&self) -> bool {
         !matches!(self, Self::Durable)
     }

@@ -10,8 +10,8 @@ use nix::{
 use super::Purpose;
 use crate::project;
 
-/// The environment or the test process that created a database or role. The server stores this information as the
-/// comment of the database or role.
+/// The `cargo dev` environment or the test process that created a database or role. The server stores this information
+/// as the comment of the database or role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ownership {
     /// An environment with this data directory. Two environments on one server must not share a database, because

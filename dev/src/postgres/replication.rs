@@ -25,7 +25,7 @@ const CATCH_UP_DEADLINE: Duration = Duration::from_secs(30);
 /// Interval of checks whether the standby has caught up.
 const CATCH_UP_POLL: Duration = Duration::from_millis(20);
 
-/// Maximum number of base backups. After a new backup, the previous one still allows a recovery to an earlier moment.
+/// Maximum number of base backups. The older one is kept for a recovery to a moment before the end of the newer one.
 const MAX_BACKUPS: usize = 2;
 
 /// Durability of a confirmed commit in a failover.
@@ -163,7 +163,7 @@ impl ReplicatedServer {
         self.active = 1 - self.active;
         self.primary.promote().await?;
         reconnect(&self.to_primary, &self.primary)?;
-        // Deleting the lost server's data takes seconds, so it follows after clients can reach the new primary.
+        // Deleting the lost server's data takes seconds, so clients are first directed to the new primary.
         lost.stop_by(signal).await?;
         self.discard_backups()
     }

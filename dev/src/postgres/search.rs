@@ -10,7 +10,7 @@ use super::{Error, MIN_MAJOR_VERSION, Purpose, binaries, cluster::Cluster, downl
 /// A running server.
 #[derive(Debug)]
 pub(super) enum RunningServer {
-    /// A server named in the environment, which runs independently of this process.
+    /// The server of `DEV_DATABASE_URL` or `DATABASE_URL`, which runs independently of this process.
     Configured(Url),
     /// A server that this process has started.
     Started(Cluster),

@@ -42,9 +42,8 @@ impl<'a> ApiRequest<'a> {
     }
 
     /// Sends a call. Counts the request, and every outcome except an expected response. `expected` checks the response
-    /// against the API contract. `expected` is not called without a response, for a response without the request's
-    /// correlation id, or for a status of a busy service (429, 503, or a 504 that the API contract allows for this
-    /// call).
+    /// against the API contract. `expected` is called only for a response that has the request's correlation id, and a
+    /// status other than those of a busy service (429, 503, or a 504 that the API contract allows for this call).
     pub(crate) async fn send(
         &self,
         call: &Call,

@@ -266,8 +266,8 @@ type Key = (Severity, String);
 struct RecentAlerts(Mutex<HashMap<Key, Instant>>);
 
 impl RecentAlerts {
-    /// Records that an alert is raised now, unless it was already raised within the interval. Returns whether it was
-    /// recorded, so that the caller sends it.
+    /// Records that an alert is raised now, unless it was already raised within the interval. Returns whether the alert
+    /// was recorded. The caller sends only recorded alerts.
     fn record(&self, key: &Key, interval: Duration) -> bool {
         let mut recent = self.lock();
         recent.retain(|_, at| at.elapsed() < interval);

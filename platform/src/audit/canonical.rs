@@ -1,5 +1,5 @@
 //! The canonical forms of events, of seals and of lists of lost heads, and their hashes. A lost head is the number and
-//! the hash of a seal that a restore of the database has lost. docs/audit.md specifies the forms for other languages.
+//! the hash of a seal that a restore of the database has lost. docs/audit.md specifies the forms for other verifiers.
 //!
 //! Events are hashed as read back from the database, never as sent, because the database may store a value in another
 //! form, such as a rounded time. Each field is prefixed with its length, so that no two different events have the same

@@ -23,8 +23,9 @@ use super::{
     seals::Head,
 };
 
-/// Seal hashes that were recorded outside of the database, by the number of the seal. A number may have several hashes,
-/// because after a restore of the database a new seal gets the number of a lost seal.
+/// Heads that were recorded outside of the database. A head is the number and the hash of a seal that is, or was, the
+/// last seal of the chain. A number may have several hashes, because after a restore of the database a new seal gets
+/// the number of a lost seal.
 pub type KnownHeads = BTreeMap<i64, BTreeSet<Vec<u8>>>;
 
 /// The first violation, and its position.
@@ -216,8 +217,8 @@ struct LoggedSeal {
 #[derive(Debug)]
 pub(super) struct Verdict {
     /// The number of the first logged seal beyond the end of the chain, except for seals that a restore has lost. The
-    /// logged hash proves that the seal existed. So seals were removed from the database, or the checked file ends
-    /// before that seal.
+    /// logged hash proves that the seal existed. So seals were removed from the database, or, if the seals were read from
+    /// the file of an export, this file ends before that seal.
     pub logged_beyond: Option<i64>,
     pub head: Head,
     pub end: EventPosition,

@@ -146,9 +146,9 @@ impl Event {
         self.with("record_ids", ids).with("record_count", count)
     }
 
-    /// Adds a detail to the metadata, unless `value` is null. Callers must never add a secret. They must not add a
-    /// value that the SQL function `metadata_has_one_form` rejects either, such as a fractional number or a nested
-    /// null. The database would reject the whole event. For the same reason, NUL characters in texts are replaced.
+    /// Adds a detail to the metadata, unless `value` is null. Callers must never add a secret. The database rejects the
+    /// whole event if the SQL function `metadata_has_one_form` rejects a value, such as a fractional number or a nested
+    /// null. The database also rejects NUL characters, so NUL characters in texts are replaced.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         let mut value = value.into();

@@ -1,10 +1,10 @@
 //! Restores of the database to an earlier state. The service's log then still has the heads (number and hash) of the
 //! lost seals.
 //!
-//! Without an acknowledgement, verification rightly reports those heads as missing. An acknowledgement consists of rows
-//! and an event. The rows record the restore and the lost heads, and only the schema owner can write them. The event
-//! has the hash of the list of lost heads. With an acknowledgement, verification accepts that these heads are missing,
-//! and reports the gap each time.
+//! Without an acknowledgement, verification rightly reports those heads as missing. The command `after-restore` writes
+//! an acknowledgement: rows and an event. The rows record the restore and the lost heads, and only the schema owner can
+//! write them. The event has the hash of the list of lost heads. With an acknowledgement, verification accepts that
+//! these heads are missing, and reports the gap each time.
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;

@@ -12,7 +12,8 @@
 //! - The process may end after the commit of a seal, and before the new head is logged. So the head is logged at each
 //!   interval, even if there is nothing to seal.
 //! - The database may be set back to an earlier state. So before each seal, the sealer checks that the chain still has
-//!   the last head that this process has read. Only a head that `after-restore` recorded as lost may be missing.
+//!   the last head that this process has read. Only a head that the command `after-restore` recorded as lost may be
+//!   missing.
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -78,8 +79,8 @@ pub enum SealError {
     /// The database belongs to another cluster than that of the latest epoch.
     #[error("the PostgreSQL cluster is not that of the audit log's latest epoch")]
     OtherCluster,
-    /// The event was not sealed in time, because a transaction that is older than the event's transaction is still
-    /// writing.
+    /// The event for which a command waits was not sealed in time, because a transaction that is older than the event's
+    /// transaction is still writing.
     #[error("timed out waiting for the oldest writing transaction, which belongs to {writer}")]
     WriterTimeout {
         /// A description of the transaction.

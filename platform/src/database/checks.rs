@@ -4,14 +4,16 @@ use super::{Database, Settings};
 /// The privileges of the service's role on the audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Privileges {
-    /// The role can only append events and seals to the audit log.
+    /// The role can only append to the audit log: events, in the columns granted to it, and seals.
     Restricted,
     /// The role can change, delete or forge rows of the audit log, as a superuser, as the owner, or by granted
     /// privileges.
     TooMany,
 }
 
-/// Returns the role's privileges on the tables of the audit log and on each of their partitions.
+/// Returns the role's privileges on the tables of the audit log and on each of their partitions. The role may insert
+/// events in single columns, which `has_table_privilege` does not report. With `insert` on a whole table, the role could
+/// also set the columns that the database fills in.
 ///
 /// # Errors
 /// The statement failed, or no connection was available.

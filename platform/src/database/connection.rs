@@ -40,8 +40,8 @@ const RETURN_PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// the slot.
 const RETURN_SLOT_TIME: Duration = Duration::from_millis(50);
 
-/// Time for which statements in flight continue once the server is known to be lost. A statement on a new connection,
-/// to a working server, can complete within this time.
+/// Time for which statements in flight continue once the server is known to be lost. Some of them may be on new
+/// connections to a working server, and can complete within this time.
 const LOST_SERVER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Notifies every statement in flight that the server is lost.

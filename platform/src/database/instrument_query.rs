@@ -115,7 +115,7 @@ struct RunningQuery {
     name: &'static str,
     span: Span,
     started: Instant,
-    /// The `error.type` of the span.
+    /// The `error.type` of the span: `cancelled` until the statement has a result, and `None` after success.
     error: Option<Cow<'static, str>>,
 }
 

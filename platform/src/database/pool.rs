@@ -36,8 +36,8 @@ const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// each attempt could take so long that it times out. The next attempts would then time out, too.
 const MAX_OPENING: usize = 4;
 
-/// Number of times that all open connections were retired. A connection belongs to the generation in which it was
-/// opened, and is not reused in a later generation.
+/// Number of times that the monitor retired all open connections, because their server failed or is not writable. A
+/// connection belongs to the generation in which it was opened, and is not reused in a later generation.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 
 /// The size of deadpool's pool, as a multiple of `DATABASE_MAX_CONNECTIONS`. The additional size is for connections
@@ -166,7 +166,7 @@ pub(super) async fn close_idle(pool: &Pool, is_unneeded: impl Fn(&Metrics) -> bo
 }
 
 /// Returns an idle or a new connection. Waits while the pool is full, and retries a failed connection attempt if a
-/// later attempt may succeed ([`is_retryable`]).
+/// later attempt may succeed ([`is_retryable`]). The caller limits the total time.
 pub(super) async fn get(pool: Pool) -> Result<PooledConnection, sqlx::Error> {
     let mut pause = Duration::from_millis(10);
     loop {

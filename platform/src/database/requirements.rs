@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 const MIN_MAJOR_VERSION: i32 = 15;
 
 /// The properties of a database and its roles on which the migrations depend. Each `may_…` is a right of the schema
-/// owner.
+/// owner. The rights to create and to grant a role are also `true` if `migrate` does not need them.
 #[derive(Debug, Clone, sqlx::FromRow)]
 #[expect(clippy::struct_excessive_bools, reason = "each check reads a value of its own")]
 struct DatabaseProperties {

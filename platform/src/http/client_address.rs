@@ -152,8 +152,8 @@ fn listed_elements(line: &str) -> Vec<Hop> {
 }
 
 /// Parses the `for` and `proto` parameters of each element of one `Forwarded` line. A malformed line counts as one
-/// element without an address. After an unclosed quote from the client, the element that the proxy appended could not
-/// be recognized.
+/// element without an address. The reason is that a client can send an unclosed quote, after which the element that
+/// the proxy appends would look like quoted text.
 fn forwarded_elements(line: &str) -> Vec<Hop> {
     parse_forwarded(line).unwrap_or_else(|| vec![Hop::default()])
 }

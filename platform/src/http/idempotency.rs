@@ -10,8 +10,8 @@
 //! reject the request.
 //!
 //! A replay has the status and the body of the stored response, byte for byte. Work that calls another service takes
-//! two transactions. The first claims the key, and the second stores the outcome and the response ([`complete`]). For a
-//! retry between the two, see [`Previous`].
+//! two transactions. The first claims the key and creates the resource, and the second stores the outcome and the
+//! response ([`complete`]). For a retry between the two, see [`Previous`].
 use std::time::Duration;
 
 use axum::{

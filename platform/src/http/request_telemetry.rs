@@ -43,8 +43,8 @@ const UNMATCHED: &str = "unmatched";
 /// Maximum length, in bytes, of recorded text that the client chose.
 const MAX_TEXT_BYTES: usize = 256;
 
-/// Creates the series of a route before the first scrape: its duration, its success status, and the statuses 500, 503
-/// and 504, which alert rules count as failures.
+/// Creates the series of a route before the first scrape, because `rate` in `PromQL` misses the first event of a new
+/// series. The series are the duration, the success status, and 500, 503 and 504, which alert rules count as failures.
 pub fn declare_series(method: &Method, route: &str, success: StatusCode) {
     let method = label(method);
     let failures =

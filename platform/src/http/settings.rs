@@ -16,7 +16,7 @@ crate::groups! {
         "API_ADDRESS" api_address: SocketAddr = address, default("127.0.0.1:8080");
         /// Address of the operations listener (probes, metrics, log level), which must never be public.
         "OPS_ADDRESS" ops_address: SocketAddr = address, default("127.0.0.1:9000");
-        /// Token that authorizes clients other than loopback to change the log level.
+        /// Token that authorizes clients other than loopback to change the log level. At least 16 characters.
         "OPS_TOKEN" ops_token: SecretString = secret, optional, secret;
         /// Networks (CIDR, comma-separated) of the trusted proxies, whose `FORWARDED_HEADER` is read from right to left.
         "TRUSTED_PROXIES" trusted_proxies: Vec<IpNet> = list_of_networks, default("");
@@ -28,11 +28,11 @@ crate::groups! {
         "REQUEST_BODY_LIMIT_BYTES" body_limit: usize = positive, default("65536");
         /// Maximum number of requests in flight. More are rejected with 503.
         "MAX_REQUESTS_IN_FLIGHT" max_requests_in_flight: usize = positive, default("512");
-        /// Maximum number of requests of one address in flight. More are rejected with 429. 0 disables the limit.
+        /// Maximum number of requests of one address (IPv6: one /64 network) in flight. More are rejected with 429. 0 disables the limit.
         "MAX_REQUESTS_IN_FLIGHT_PER_ADDRESS" max_requests_in_flight_per_address: usize = count, default("256");
         /// Maximum number of open connections of each listener. More wait in the kernel.
         "MAX_CONNECTIONS" max_connections: usize = positive, default("10000");
-        /// Maximum number of open connections of one address outside of `TRUSTED_PROXIES`. More are closed. 0 disables the limit.
+        /// Maximum number of open connections of one address (IPv6: one /64 network) outside of `TRUSTED_PROXIES`. More are closed. 0 disables the limit.
         "MAX_CONNECTIONS_PER_ADDRESS" max_connections_per_address: usize = count, default("1000");
         /// Timeout of reading a request's headers, in milliseconds.
         "HEADER_TIMEOUT_MS" header_timeout: Duration = milliseconds, default("5000");
@@ -46,7 +46,7 @@ crate::groups! {
         "CORS_ALLOWED_ORIGINS" cors_allowed_origins: Vec<HeaderValue> = list_of_origins, default("");
         /// Sustained requests per second of one caller; bursts of ten times that rate. 0 disables the limit.
         "RATE_LIMIT_CALLER_PER_SECOND" rate_limit_caller: u32 = rate, default("50");
-        /// Sustained requests per second of one address; bursts of ten times that rate. 0 disables the limit.
+        /// Sustained requests per second of one address (IPv6: one /64 network); bursts of ten times that rate. 0 disables the limit.
         "RATE_LIMIT_ADDRESS_PER_SECOND" rate_limit_address: u32 = rate, default("100");
     }
 }

@@ -37,8 +37,8 @@ impl Backoff {
     }
 }
 
-/// The retry budget that all callers of one dependency share: a percentage of their calls, and a reserve. Without the
-/// reserve, rare calls could not be retried.
+/// The retry budget that all callers of one dependency share. Each call earns a fraction of a retry. The balance starts
+/// with a reserve, because a few calls alone would not earn a whole retry.
 #[derive(Debug)]
 pub struct Budget {
     percent: u32,

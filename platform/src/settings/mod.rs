@@ -3,7 +3,7 @@
 //! Each module declares its own settings with [`groups!`](crate::groups), and the service assembles the groups with
 //! [`settings!`](crate::settings). Each setting is declared once. Four things are derived from these declarations:
 //! - the struct that the code reads
-//! - the `--flag` of the command line, unless the row has `secret` or `no_flag`
+//! - the `--flag` of the command line, unless the setting is declared as `secret` or `no_flag`
 //! - the output of the command `config`
 //! - the check that the documents list every setting
 //!

@@ -29,7 +29,7 @@ impl Setting {
 
 type Source = Box<dyn Fn(&str) -> Option<String>>;
 
-/// The reader of settings by name, which collects every mistake.
+/// The reader of settings by name, which collects every mistake. Reading a setting with a mistake returns `None`.
 pub struct Reader {
     source: Source,
     mistakes: BTreeMap<&'static str, String>,
@@ -48,8 +48,8 @@ impl Reader {
         (self.source)(setting.name).or_else(|| setting.default.map(str::to_owned))
     }
 
-    /// Adds a mistake in a setting, unless that setting already has one. A mistake may concern the combination of
-    /// several settings.
+    /// Adds a mistake in the setting `name`, unless that setting already has one. `rule` follows the name in the error
+    /// message. A mistake in the combination of several settings is added to one of them.
     pub fn mistake(&mut self, name: &'static str, rule: impl Into<String>) {
         self.mistakes.entry(name).or_insert(rule.into());
     }
@@ -73,6 +73,7 @@ impl Reader {
         self.parsed(name, &value, parse)
     }
 
+    /// Returns `Some(None)` if the setting is unset, and `None` if it has a mistake.
     pub fn optional<T>(&mut self, name: &'static str, parse: Parse<T>) -> Option<Option<T>> {
         match (self.source)(name) {
             Some(value) => self.parsed(name, &value, parse).map(Some),

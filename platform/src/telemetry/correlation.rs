@@ -1,4 +1,5 @@
-//! The context of the current work: the request or the worker's unit of work, and the user.
+//! The context of the current work, which is a request or a worker's unit of work: its correlation id and request id,
+//! and for a request also its path, the client's address and the authenticated user.
 //!
 //! The context belongs to the task, not to a span. Log lines, audit events, problem bodies and outbound calls all read
 //! the context, so they contain its ids even if no span is enabled. A spawned task does not inherit the context: its
@@ -46,7 +47,7 @@ impl fmt::Display for CorrelationId {
     }
 }
 
-/// The context of one request or of a worker's unit of work, and the authenticated user. Cheap to clone.
+/// The context of one request, including the authenticated user, or of a worker's unit of work. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Context(Arc<Inner>);
 
@@ -100,7 +101,8 @@ impl Context {
         self.0.path.as_deref()
     }
 
-    /// Returns the client's address. Behind a trusted proxy, this is the address that the proxy reports.
+    /// Returns the client's address. Behind a trusted proxy, this is the address that the proxy reports. Work outside
+    /// of a request has none.
     pub fn client_address(&self) -> Option<IpAddr> {
         self.0.client_address
     }

@@ -58,7 +58,7 @@ crate::groups! {
         "RUST_LOG" filter: String = text, optional;
         /// Directory of daily log files, in addition to standard output.
         "LOG_DIRECTORY" directory: PathBuf = directory, optional;
-        /// Number of daily log files to keep. One more may exist.
+        /// Number of daily files to keep of each log, that of the service and that of the audit log. One more of each may exist.
         "LOG_FILES_KEPT" files_kept: usize = count, default("14");
     }
     /// OpenTelemetry: variables of its specification.

@@ -1,5 +1,5 @@
-//! Work that must finish even if the request or the worker's unit that started it ends first. Shutdown waits for such
-//! work until a deadline.
+//! Work that must finish even if the request or the worker that started it ends first. Shutdown waits for such work
+//! until a deadline.
 use tokio::{
     task::JoinHandle,
     time::{Instant, timeout_at},
@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use super::spawn_in_current_context;
 
-/// The set of tasks that must finish even if the request that started them ends first. Cheap to clone.
+/// The set of tasks that must finish even if the request or the worker that started them ends first. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct BackgroundTasks(TaskTracker);
 

@@ -88,7 +88,7 @@ pub struct Status {
     pub name: &'static str,
     /// Seconds between two units when no work is left.
     pub interval_seconds: f64,
-    /// Time of the last successful unit in this process.
+    /// Time of the last successful unit in this process. `None` before the first success.
     pub last_success: Option<DateTime<Utc>>,
     /// Number of failed units since the last successful one.
     pub consecutive_failures: u32,
@@ -251,7 +251,7 @@ where
 }
 
 fn report_panic(worker: &'static str, ended: &JoinError) {
-    // The panic hook has already logged and counted the panic. This line adds the worker's name.
+    // The panic hook has already logged and counted a panic. This line adds the worker's name.
     tracing::error!(worker, panicked = ended.is_panic(), "a worker's unit of work panicked or was cancelled");
 }
 

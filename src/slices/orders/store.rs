@@ -195,10 +195,11 @@ pub(super) async fn find(
     row.map(Order::try_from).transpose()
 }
 
-/// Returns a page of orders, newest first.
+/// Returns the orders of a page, newest first, and one more order if another page follows.
 ///
-/// There are three statements, because a prepared statement has one plan for all values. A single statement with
-/// optional conditions would scan the orders of all customers to find those of one customer.
+/// There are three statements, because the service's role uses `plan_cache_mode = force_generic_plan`, so a prepared
+/// statement has one plan for all values. A single statement with an optional `customer_id` would scan the orders of
+/// all customers to find those of one customer.
 pub(super) async fn list(
     database: &Database,
     customer_id: Option<Uuid>,

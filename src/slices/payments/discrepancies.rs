@@ -1,4 +1,5 @@
-//! Discrepancies: differences between the gateway's reports and the stored records. A discrepancy settles nothing.
+//! Discrepancies: differences between the gateway's reports and the stored records. A discrepancy does not change
+//! the status of a payment or refund.
 //!
 //! Recovery polls every few seconds, and finds the same discrepancy each time. Each discrepancy is therefore stored,
 //! audited and logged **once**, because repetitions in the audit log would hide other discrepancies.
@@ -30,7 +31,7 @@ use super::{Payments, store::interval};
 /// payment or refund closes the discrepancy.
 pub(super) const OUTCOME_UNKNOWN: &str = "outcome unknown";
 
-/// Discrepancy of a charge or refund of the gateway, for whose reference the database has no payment or refund.
+/// Discrepancy of a charge or refund of the gateway whose reference belongs to no payment or refund in the database.
 pub(super) const UNKNOWN_REFERENCE: &str = "unknown reference";
 
 /// Discrepancy of a second charge with the reference of a payment that already has a charge.
@@ -180,7 +181,7 @@ impl Payments {
         self.record_discrepancy(&discrepancy).await.map(drop)
     }
 
-    /// Sends a batch of due alerts that no receiver has accepted yet, unless no receiver is configured. A separate task
+    /// Sends a batch of due alerts that no receiver has accepted yet, if any receiver is configured. A separate task
     /// sends the alerts, because a receiver that is down must not delay a payment.
     pub(super) fn alert_discrepancies(&self) {
         if self.0.alerts.has_receivers() {

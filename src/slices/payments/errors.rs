@@ -49,8 +49,8 @@ pub enum PaymentError {
     /// No new refund is sent, because the breaker is open or too many requests wait for the gateway.
     #[error("no refund can begin: {0}")]
     CannotRefund(SlotError),
-    /// The request's deadline passed before the payment or refund had begun. The transaction that begins it may still
-    /// commit.
+    /// At the request's deadline, it was not known whether the transaction that stores the payment or refund had
+    /// committed. A background task continues, so this transaction may still commit.
     #[error("it is uncertain whether the payment or refund has begun")]
     BeginningUncertain,
     /// A concurrent transaction stored the gateway's charge or refund as the outcome of another payment or refund. A

@@ -3,13 +3,13 @@
 //! Five rules prevent double charges, long locks and deadlocks:
 //!
 //! - A payment is stored as `processing`, with the exact request, **before** the gateway is called. Only a certain
-//!   outcome changes that status, and a timeout is not a certain outcome.
+//!   outcome changes that status, and a timeout is not a final outcome.
 //! - The payment's idempotency key at the gateway is derived from data that the client repeats in each retry
 //!   ([`gateway_key`]). A retry therefore never charges again, even if the database has lost the payment.
 //! - No transaction is open and no row lock is held during a call to the gateway.
-//! - The client's request, recovery, reconciliation, webhooks and operators all settle through one module,
-//!   [`settlement`]. The settling statement requires that the payment is still `processing`, so only one of them
-//!   settles the payment, and the others read the result.
+//! - The client's request, recovery, reconciliation, webhooks and operators all settle a payment (store its outcome)
+//!   through one module, [`settlement`]. The settling statement requires that the payment is still `processing`, so
+//!   only one of them settles the payment, and the others read the result.
 //! - All transactions lock the rows in the same sequence (order, payment, refund), so that no deadlock is possible.
 pub mod commands;
 mod discrepancies;

@@ -34,7 +34,7 @@ pub enum EndResult {
     NotFound,
 }
 
-/// Marks a payment or refund whose outcome is unknown as failed, if it needs review.
+/// Marks a payment or refund as failed, if its outcome is unknown and it needs review.
 ///
 /// # Errors
 /// If a statement fails, or the order of the payment is missing. Nothing is ended then.

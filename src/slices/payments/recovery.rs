@@ -223,7 +223,7 @@ impl Payments {
                 self.settle_charge(payment, &charge, checked).await
             }
             SendResult::Rejected(status) => {
-                // The rejection settles the payment only if no other attempt may have reached the gateway.
+                // The rejection settles the payment only if no other attempt can have reached the gateway.
                 tracing::warn!(%status, payment_id = %payment.id, "the gateway rejected a resent charge");
                 let settled = self.settle(payment.id, payment.order_id, Settlement::Rejected).await?;
                 Ok(if settled.status == PaymentStatus::Processing {
@@ -287,8 +287,8 @@ impl Payments {
     }
 
     /// Polls for a refund's outcome. If the gateway has no refund, recovery resends the request until shortly before
-    /// the gateway deletes the idempotency key. Unlike for a charge, an empty list never proves that nothing was
-    /// refunded.
+    /// the gateway deletes the idempotency key. An empty list proves after 25 hours that no charge was made, but it
+    /// never proves that no money was refunded. Recovery therefore keeps polling until the refund has an outcome.
     #[instrument(name = "recover refund", skip_all, fields(refund_id = %refund.id))]
     async fn poll_refund(&self, refund: &RefundToSend) -> Result<PollResult, PaymentError> {
         traces::link(&Span::current(), refund.trace_parent.as_deref());

@@ -152,8 +152,8 @@ pub(super) async fn settle(
     Ok(SettleResult::now(payment, PendingEvent::of(event)))
 }
 
-/// Returns the payment for which a condition of the settlement did not hold. Records a discrepancy if the outcomes
-/// differ, or if the charge has settled another payment.
+/// Returns the payment for which a condition of the settlement did not hold. Records a discrepancy if the payment has
+/// another outcome or another charge, or if the settlement's charge has settled another payment.
 async fn not_settled(
     connection: &mut PgConnection,
     payment_id: Uuid,
@@ -186,12 +186,12 @@ async fn not_settled(
 /// The relation between the payment's state and a settlement that changed nothing.
 #[derive(Debug, PartialEq, Eq)]
 enum Comparison<'a> {
-    /// The payment has this outcome, or the settlement does not prove an outcome.
+    /// The payment has the settlement's outcome, or the settlement does not prove an outcome.
     Agrees,
     /// The payment has no outcome, so a condition of the settlement did not hold. If the settlement has a charge, this
     /// charge may have settled another payment.
     IsOpen { charge_id: Option<&'a str> },
-    /// The payment has another outcome.
+    /// The payment has another outcome, or the same outcome by another charge.
     Differs { what: &'static str, gateway_says: &'a str },
 }
 
@@ -269,7 +269,7 @@ async fn refund_not_settled(
 }
 
 /// Returns the kind of the discrepancy between the refund and a settlement that changed nothing, and the gateway's
-/// value. Returns `None` if the refund has this outcome.
+/// value. Returns `None` if the refund has the settlement's outcome, and the gateway's ids of the refund do not differ.
 fn refund_difference<'a>(
     settlement: &'a RefundSettlement,
     status: RefundStatus,

@@ -1,7 +1,7 @@
 //! The audit log: an operation fails if its event cannot be recorded, auditors can read the log, and their reads are
 //! audited. The routes reject invalid query parameters, and the SQL statements use indexes and partitions. The SQL
-//! functions set their search path and are not public. In staging, the service does not start if its role has rights to
-//! change the log.
+//! functions set their search path and are not public. In staging and production, the service does not start if its
+//! database role can change the log.
 mod long_audit_logs;
 mod restore;
 pub(crate) mod retention;

@@ -59,7 +59,7 @@ async fn the_steps_of_the_restore_runbook_give_a_verified_log() {
     service.database().restore().await;
     let heads = scratch.write("heads.jsonl", &log);
     // This moves the expiry of the idempotency key into the period whose changes are lost. `after-restore` must extend
-    // such keys.
+    // such a key, because the client may still retry the request.
     service
         .database()
         .execute(

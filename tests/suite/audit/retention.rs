@@ -1,6 +1,6 @@
 //! Retention: an export can be verified without the database, and only exported events are dropped from the database.
-//! Audited writes continue while an export, or a new epoch of the audit log, waits for a reader. An interrupted export
-//! can be repeated.
+//! Audited writes continue while `audit export` or `migrate` waits for a transaction that reads the log. An interrupted
+//! export can be repeated.
 use std::{
     io::{Read, Write},
     os::unix::process::ExitStatusExt,
@@ -252,7 +252,8 @@ async fn audited_writes_continue_while_an_export_waits() {
 async fn a_drop_gives_way_to_a_reader() {
     let service = sealing_service().await;
     insert_old_events(&service, "2021-02", 1).await;
-    // This reader simulates a transaction that begins after `audit export` has waited for all older transactions.
+    // This reader simulates a transaction that begins after `audit export` has waited for all older transactions. The
+    // drop must time out, because audited writes queue behind the lock that it requests.
     let reads = open_reader(&service).await;
     let mut owner = PgConnection::connect(service.database().owner_url().as_str()).await.unwrap();
     let drop = "select drop_exported_audit_partition('audit_events_2021_02', now(), 1, '1', 1, '{}')";
@@ -268,7 +269,7 @@ async fn audited_writes_continue_while_a_new_epoch_waits() {
     let service = sealing_service().await;
     let customer = service.customer().await;
     // This simulates a switch to another PostgreSQL cluster. Transaction ids start again in a new cluster, so `migrate`
-    // begins a new epoch of the audit log.
+    // begins a new epoch of the audit log: events are ordered by epoch first, and then by transaction id.
     service.database().execute("update audit_epochs set system_identifier = 0").await;
     let reads = open_reader(&service).await;
     let (migrated, ()) = tokio::join!(service.command(&["migrate"], &[]), async {

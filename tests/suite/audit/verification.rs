@@ -1,6 +1,6 @@
 //! Tampering with the audit log by an attacker who bypasses privileges and triggers. Verification finds each change,
-//! but it finds a regenerated chain only with the logged heads. Also the heads that verification reads from the log,
-//! and the Python verifier of docs/audit.md.
+//! but it finds a regenerated chain only with the heads (the last seals) that the service has logged. Also the reading
+//! of heads from the service's log, and the Python verifier of docs/audit.md.
 use std::{
     io::Write,
     path::{Path, PathBuf},

@@ -126,8 +126,8 @@ async fn the_statement_timeout_follows_the_setting() {
     let customer = service.customer().await;
     let held = service.database().lock(TABLE).await;
     let request = customer.lists().in_background();
-    // With the default of five seconds, the server would cancel the statement after five seconds, and the service would
-    // stop waiting for its response after 15 seconds.
+    // With the default of five seconds, the server would cancel the statement after five seconds. Without a response of
+    // the server, the service would stop waiting after 15 seconds.
     let waited = format!(
         "select count(*) from pg_locks where relation = '{TABLE}'::regclass and not granted
          and waitstart < now() - interval '16 s'"
@@ -256,7 +256,7 @@ async fn cancelled_statements_do_not_keep_connections() {
     for request in requests {
         let _request = request.give_up().await;
     }
-    // The cancelled statements still wait for the lock on the server, so none of their four connections can be reused.
+    // On the server, the cancelled statements still wait for the lock, so none of their four connections can be reused.
     let started = Instant::now();
     let _served = customer.get("/v1/me").await.assert_status(200);
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());

@@ -1,8 +1,9 @@
 //! The number of database round trips of the login and of `GET /v1/me`, counted by a proxy. Round trips dominate the
-//! cost of a request. Unlike time, their number is the same on every machine.
+//! time that a request spends on the database. Unlike time, their number is the same on every machine.
 //!
-//! A statement is one round trip, and so are `begin` and `commit`. A connection that is dropped, and not released, is
-//! pinged before it returns to the pool. The ping is another round trip.
+//! A statement is one round trip, and so are `begin` and `commit`. After a complete statement, the service returns its
+//! connection with `Connection::release`. A connection that is dropped instead, for example because its request was
+//! cancelled, is pinged before it returns to the pool. The ping is another round trip.
 use dev::harness::{PASSWORD, Request, Service, eventually};
 use serde_json::json;
 

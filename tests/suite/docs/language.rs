@@ -49,7 +49,7 @@ const PREDICATE_PREFIXES: [&str; 6] = ["is_", "are_", "has_", "was_", "may_", "c
 /// Maximum length of the name of a test, in characters.
 const MAX_TEST_NAME: usize = 60;
 
-/// Directories of Rust code. A project may lack the last two.
+/// Directories of Rust code. A project that is generated from this repository may lack the last two.
 const SOURCES: [&str; 7] = ["src", "platform/src", "dev/src", "dev/tests", "tests", "bench/src", "template"];
 
 /// Returns the path and the text of every Rust file in these directories.

@@ -1,5 +1,5 @@
-//! Two short campaigns of faults, each against three replicas. In the second campaign, the primary of the database also
-//! changes in every round. `cargo dev campaign` runs longer campaigns.
+//! Two short campaigns, which inject random faults into three replicas while customers order and pay. The second one
+//! also changes the primary of the database in every round. `cargo dev campaign` runs longer campaigns.
 use dev::{
     example::campaign::{self, Length, Settings},
     postgres::ReplicationMode,

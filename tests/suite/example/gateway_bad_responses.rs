@@ -1,6 +1,7 @@
 //! Malformed and contradictory responses of the gateway. Such a response settles no payment. A series of malformed
-//! responses opens the circuit breaker, but unreadable records in the responses to polls do not. A decline is a valid
-//! response, and does not open the breaker. A rejection fails a payment only if no other attempt can have reached the
+//! responses opens the circuit breaker. A poll returns a list of charges: if a charge in this list is valid JSON but has
+//! an unknown form, only its payment is affected. A decline is a valid response, and does not open the breaker. A
+//! rejection (a 4xx other than 408, 409, 425 and 429) fails a payment only if no other attempt can have reached the
 //! gateway.
 use dev::{
     example::gateway::{Charge, ChargeStatus, Faults, Malformation, Webhooks},

@@ -272,7 +272,7 @@ async fn a_charge_of_another_amount_settles_nothing_and_is_reported() {
 async fn an_unknown_outcome_needs_no_review_at_first() {
     let service = service().await;
     let (_, payment) = pay_during_outage(&service, "pm_card_ok").await;
-    // The second poll follows the release of the payment after the first one.
+    // Recovery marks a payment for review when it releases the lease after a poll. The next poll begins afterwards.
     for _ in 0..2 {
         wait_for_another_poll(&service, payment).await;
     }

@@ -85,7 +85,7 @@ pub fn agrees_with_the_document(exchange: &Exchange<'_>) {
 const UNDOCUMENTED: [&str; 6] =
     ["connection", "content-length", "content-type", "date", "transfer-encoding", "vary"];
 
-/// Headers that depend on settings or on an earlier request.
+/// Documented headers that a response may lack, because they depend on settings or on an earlier request.
 const OPTIONAL: [&str; 3] = ["ratelimit", "ratelimit-policy", "idempotency-replayed"];
 
 /// Panics if a header is undocumented, invalid or missing.
@@ -102,7 +102,7 @@ fn assert_headers(documented: &'static Value, Exchange { method, path, response 
         let schema = &resolved(header)["schema"];
         let values: Vec<_> =
             response.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect();
-        // Of the responses with 409, only those for a request that is still in progress have a `Retry-After`.
+        // A 409 has a `Retry-After` only if the first request with the same idempotency key is still in progress.
         let optional = OPTIONAL.contains(&name.as_str()) || (name == "retry-after" && response.status == 409);
         assert!(!values.is_empty() || optional, "{method} {path} lacks the header {name}: {response}");
         if values.is_empty() {

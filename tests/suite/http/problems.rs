@@ -150,8 +150,8 @@ async fn send_in_chunks(service: &Service, customer: &User, body: &str) -> Strin
         write.write_all(b"0\r\n\r\n").await
     };
     let mut response = Vec::new();
-    // The service may respond and close the connection before it has read the whole body, so the test ignores both
-    // errors.
+    // The service may respond and close the connection before it has read the whole body, so the test ignores write
+    // and read errors.
     let (_sent, _read) = tokio::join!(sending, read.read_to_end(&mut response));
     String::from_utf8(response).unwrap()
 }

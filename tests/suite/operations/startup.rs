@@ -171,7 +171,7 @@ async fn a_connection_begins_with_no_parameter_that_a_pooler_rejects() {
     // The message has the protocol version, and then zero-terminated names and values.
     let texts: Vec<_> = message[4..].split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
     let names: Vec<_> = texts.chunks(2).map(|pair| &*pair[0]).filter(|name| !name.is_empty()).collect();
-    // PgBouncer requires `user`, and accepts `database`. It tracks the other parameters with every configuration.
+    // PgBouncer requires `user`, and accepts `database`. It always tracks the other four parameters.
     let tracked = ["user", "database", "client_encoding", "DateStyle", "TimeZone", "application_name"];
     assert!(names.contains(&"user"), "{names:?}");
     assert!(names.iter().all(|name| tracked.contains(name)), "{names:?}");

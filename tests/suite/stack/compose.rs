@@ -96,7 +96,7 @@ fn no_container_fills_the_disk_or_delays_the_service_with_logs() {
         }
     }
     assert!(through_collector.contains("service"), "{through_collector:?}");
-    // Compose stops containers in the reverse order of their start, so the collector stops after the service.
+    // Compose stops a container before its dependencies, so a service that depends on the collector stops first.
     let service = &read("docker-compose.yml")["services"]["service"];
     assert!(
         service["depends_on"]["collector"].is_object(),

@@ -278,7 +278,7 @@ fn every_alert_is_tested_where_it_fires_and_where_it_does_not() {
 }
 
 /// The alert `AuditTrailSilent` compares the number of created records with the events of the audit log. The alert
-/// ignores a counter that no recording rule of `RECORD` reads.
+/// reads the number from the series `RECORD`, so it ignores a counter that no rule records in this series.
 #[test]
 fn every_counter_of_created_records_is_recorded_for_the_audit() {
     const RECORD: &str = "job:records_created:increase15m";
@@ -518,9 +518,9 @@ fn queries_of_dashboards_follow_the_variables() {
     }
 }
 
-/// The rules of Grafana's dashboard-linter about variables. No check runs the linter, because its Go module needs
-/// dependencies that this project does not distribute. The tests of dashboards therefore mirror the linter's rules.
-/// `grafana/dashboards/.lint*` have the exceptions for a manual run of the linter.
+/// The rules of Grafana's dashboard-linter about variables. No check runs the linter, because `.ci/tools` does not
+/// build it. The tests of dashboards therefore mirror the linter's rules. `grafana/dashboards/.lint*` have the
+/// exceptions for a manual run of the linter.
 #[test]
 fn dashboard_variables_follow_the_time_and_are_multi_value() {
     for (_, dashboard) in dashboards() {

@@ -21,8 +21,8 @@ use crate::{EXECUTABLE, audit::verification::Scratch};
 /// Timeout of a script or program that ends by itself, and of the stop of the standby.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A primary server, and the environment in which the scripts run, as in a container: the programs of PostgreSQL, the
-/// Unix user of the server, and a volume for the copy.
+/// A primary server, and an environment for the scripts that is like their container: the programs of PostgreSQL, the
+/// Unix user of the server, and a volume for the standby's copy of the data.
 struct Primary {
     server: Server,
     admin: PgPool,

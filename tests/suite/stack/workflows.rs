@@ -253,7 +253,7 @@ fn actionlint_finds_nothing() {
     assert_eq!(run(&actionlint, ".", &arguments.collect::<Vec<_>>()), "");
 }
 
-/// Renovate finds new versions of the Go module that the comment after a version names, and updates this version.
+/// Renovate updates a version in `.ci/tools` when the Go module in the comment after the version has a new release.
 #[test]
 fn tool_versions_match_the_go_modules() {
     let text = fs::read_to_string(repository().join(".github/renovate.json")).unwrap();

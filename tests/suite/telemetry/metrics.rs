@@ -218,7 +218,8 @@ async fn prometheus_scrapes_the_page_and_its_exemplars() {
         .directory(&directory)
         .start()
         .unwrap();
-    // Prometheus logs the port that the system selected. Another process could take a port that the test selects.
+    // The system selects the port, because another process could take a port that the test selects. Prometheus logs
+    // the address.
     let address = eventually("Prometheus listens", async || {
         let lines = running.lines();
         let line = lines.iter().find(|line| line.text.contains("msg=\"Listening on\""))?;

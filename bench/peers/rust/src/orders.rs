@@ -312,7 +312,7 @@ pub async fn show(
     order.map(Json).ok_or_else(Problem::not_found)
 }
 
-/// Returns an order. With `owner`, the order must belong to this customer.
+/// Returns an order, or `None` if none has this id. With `owner`, the order must belong to this customer.
 #[tracing::instrument(name = "SELECT orders", skip_all)]
 async fn find(pool: &PgPool, id: Uuid, owner: Option<Uuid>) -> Result<Option<Order>, sqlx::Error> {
     type Row = (Uuid, Uuid, String, String, i64, Jsonb<Vec<OrderItem>>, DateTime<Utc>, DateTime<Utc>);

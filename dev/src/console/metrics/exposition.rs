@@ -1,7 +1,7 @@
 //! Parser of samples in Prometheus' text format.
 //!
-//! The `prometheus-parse` crate is not used, because it ends the labels at the first `}`. The label of a route may
-//! contain this character.
+//! The `prometheus-parse` crate is not used, because it ends the labels at the first `}`. The label `path` contains a
+//! `}` if the route has a parameter, such as `/v1/things/{id}`.
 use super::Labels;
 
 /// The label that holds the name of the metric, as in Prometheus.

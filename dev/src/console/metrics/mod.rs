@@ -25,7 +25,7 @@ pub use self::{
     value::{Error, Value},
 };
 
-/// The labels of a series. The name of the metric is `__name__`.
+/// The labels of a series, including the label `__name__` with the name of the metric.
 pub type Labels = BTreeMap<String, String>;
 
 /// The value of one series at one time.

@@ -1,4 +1,4 @@
-//! The subset of `PromQL` that the console's charts and figures use, and the rules that the console evaluates. The
+//! The subset of `PromQL` in the console's charts and figures, and in the rules that the console evaluates. The
 //! evaluation of any other function or operator returns an error with the name of that function or operator.
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -91,7 +91,7 @@ function onMessage({ data }) {
   current?.update?.(changed, point);
 }
 
-/** Ignores requests without a response, because leaving the page or the end of cargo dev causes them. */
+/** Ignores errors of requests without a response, because leaving the page or ending cargo dev causes such errors. */
 addEventListener("unhandledrejection", (event) => {
   if (event.reason instanceof TypeError && event.reason.message.includes("fetch")) event.preventDefault();
 });

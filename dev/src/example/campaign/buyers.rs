@@ -47,7 +47,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Two products of 1090 and 1190 cents. The amounts of two purchases are equal only if the quantities of the first
-/// product differ by a multiple of 119, which [`MAX_FIRST_QUANTITY`] prevents.
+/// product differ by a multiple of 119, which [`MAX_FIRST_QUANTITY`] prevents. An order has at most 1,000 pieces of a
+/// product, so a campaign can have 100,000 purchases.
 const PRODUCTS: [&str; 2] = ["BEAN-COL-250", "BEAN-ETH-250"];
 
 /// Maximum quantity of the first product.
@@ -127,8 +128,8 @@ impl Buyers {
     }
 
     /// Compares all acknowledged orders and payments with the database, and retries each lost payment with its
-    /// idempotency key. Returns the violations: unexpected losses, double charges, failed probes, and responses that
-    /// the API contract does not allow.
+    /// idempotency key. Returns the violations: losses that the round's failover cannot have caused, double charges,
+    /// failed probes, and responses that the API contract does not allow.
     pub(super) async fn review(&mut self, test_bed: &TestBed) -> Result<Vec<String>, Error> {
         let mut violations: Vec<_> =
             self.failed.drain(..).map(|replica| format!("no write succeeds at {replica}")).collect();
@@ -256,7 +257,8 @@ impl Shop {
         }
     }
 
-    /// Places an order. Returns the idempotency key for the order's payment, and the order's id.
+    /// Places an order. Returns the idempotency key for the order's payment, and the order's id. Returns `None` if
+    /// [`Self::send_until_acknowledged`] returns `None`.
     async fn place(&self, api: &Url) -> Option<(String, Uuid)> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let quantities = [number % MAX_FIRST_QUANTITY + 1, number / MAX_FIRST_QUANTITY + 1];

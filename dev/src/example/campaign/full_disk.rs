@@ -21,8 +21,8 @@ impl FullDisk {
         Self(std::env::temp_dir().join(format!("full-disk-{}", Uuid::now_v7().simple())))
     }
 
-    /// Returns the directory, with links for the log files of today and tomorrow. Returns `None` on a system without
-    /// the device.
+    /// Returns the directory, with links for the log files of today and tomorrow, because a replica can run past
+    /// midnight (UTC). Returns `None` on a system without the device.
     pub(super) fn path(&self) -> io::Result<Option<&Path>> {
         if !Path::new(FULL_DEVICE).exists() {
             return Ok(None);

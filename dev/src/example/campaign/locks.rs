@@ -23,12 +23,12 @@ const LOCKED_ROWS: u32 = 50;
 /// Time for which the reader of the audit log keeps its transaction open.
 const READING_TIME: Duration = Duration::from_secs(6);
 
-/// Deadline of the export. The export waits for the reader's transaction, and for the seal of the event that records
-/// the export.
+/// Deadline of the export. The export waits until the reader's transaction has ended, and until the event that records
+/// the export is sealed, that is, part of the hash chain over the audit log.
 const EXPORT_DEADLINE: Duration = Duration::from_secs(45);
 
-/// Maximum time for which a session waits for a lock on the audit log. A longer wait is a violation. The export's own
-/// `lock_timeout` is half a second.
+/// Maximum time for which a session waits for a lock on the audit log. The export waits for the reader without
+/// requesting a lock, and then requests the lock with a `lock_timeout` of half a second. So a longer wait is a violation.
 const MAX_LOCK_WAIT: Duration = Duration::from_secs(4);
 
 /// Interval of checks for lock waits. A failed export is retried after four intervals.
@@ -114,7 +114,8 @@ impl Exporter {
     /// session waited too long for a lock on the audit log. Such a wait is a violation, because every audited change
     /// would wait too.
     pub(super) async fn export_during_read(self) -> Vec<String> {
-        // An error is not a violation, because the database may be down, or another fault may hold a lock.
+        // An error is not a violation, because another fault of the campaign may have stopped the database, or may hold a
+        // lock that the export needs.
         self.export().await.unwrap_or_default()
     }
 

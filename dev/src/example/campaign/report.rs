@@ -11,7 +11,7 @@ pub struct Report {
     pub rounds: u32,
     /// Number of occurrences of each fault.
     pub faults: BTreeMap<String, u32>,
-    /// Number of times that a replica was killed or crashed.
+    /// Number of replica processes that were killed, crashed or exited, and were then replaced.
     pub replica_exits: u32,
     /// Violations, with the round of each.
     pub violations: Vec<String>,

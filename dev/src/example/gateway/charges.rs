@@ -122,7 +122,7 @@ pub enum RefundStatus {
     Failed,
 }
 
-/// The payment methods of the simulator, which rejects any other. A retry has the idempotency key of the first request.
+/// The payment methods that the simulator accepts. A retry is a request with the idempotency key of the first request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PaymentMethod {
     #[serde(rename = "pm_card_ok")]

@@ -20,7 +20,7 @@ pub struct RecordedRequest {
     pub correlation_id: Option<String>,
     pub traceparent: Option<String>,
     pub baggage: Option<String>,
-    /// A copy of the body, because a slice would keep the whole read buffer of 8 KiB in memory.
+    /// A copy of the body, because a slice of `Bytes` would keep the whole read buffer of 8 KiB in memory.
     pub body: String,
 }
 

@@ -41,7 +41,7 @@ pub(super) enum Rejection {
     LedgerFailure(Error),
 }
 
-/// The charge or refund that this request or an earlier request with the same key executed, and its response.
+/// The charge or refund that was executed for an idempotency key, and the time and status of the response.
 #[derive(Debug)]
 pub(super) struct Outcome<T> {
     pub(super) done: T,

@@ -10,10 +10,9 @@
 //! Payments and refunds in flight are counted. While a payment or refund is in flight, its charge or refund may be
 //! missing in the ledger.
 //!
-//! The comparison needs constant memory, except for the list of orphans, because it compares pages of at most
-//! [`PAGE_SIZE`] payments and refunds. A page is a range of gateway keys. The gateway key of a payment is also the
-//! reference of its charge at the gateway. The first [`MAX_VIOLATIONS`] violations are reported, the others are
-//! counted.
+//! The comparison needs constant memory, because it compares pages of at most [`PAGE_SIZE`] payments and refunds. Only
+//! the list of orphans grows. A page is a range of gateway keys. The gateway key of a payment is also the reference of
+//! its charge at the gateway. The first [`MAX_VIOLATIONS`] violations are reported, the others are counted.
 //!
 //! - [`tables`]: the service's tables, and the invariants within the tables
 //! - [`comparison`]: the invariants between the tables and the ledger

@@ -185,8 +185,8 @@ impl ApiRequest<'_> {
                 )
             })
             .await;
-        // After any other outcome the order may be cancelled, and the service rejects a second cancellation. So the
-        // order is not used again.
+        // After any other outcome the order may already be cancelled, and the service would reject a second
+        // cancellation. So the order is dropped from the customer's memory.
         if let RequestOutcome::Expected(_) = outcome {
             self.report().counts.cancelled += 1;
             lock(customer).memory.store(PlacedOrder { state: State::Cancelled, ..order });

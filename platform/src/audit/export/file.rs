@@ -52,7 +52,7 @@ enum Line {
 /// same command can be repeated.
 pub(super) fn create_partial(path: &Path) -> Result<NamedTempFile, VerifyError> {
     let create = || {
-        // `publish` checks this too. Without this check, the error would follow only after the whole export.
+        // `publish` also rejects an existing file, but only after the whole export is written.
         if path.try_exists()? {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -151,7 +151,7 @@ pub fn verify_export(
 
 /// Verifies the file of an export without the database. Adds the file's SHA-256 and export events to `exports`, and its
 /// restore events to `restores`. Adds the hash of the file's last seal to `heads`, so that the verification of the
-/// database detects a file with other seals.
+/// database detects a file whose seals differ from those in the database.
 pub fn add_file(
     path: &Path,
     exports: &mut Exports,

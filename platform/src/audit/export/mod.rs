@@ -37,7 +37,7 @@ pub enum ExportError {
     /// The written part of the audit log does not verify, or the file cannot be written or read.
     #[error(transparent)]
     Verify(#[from] VerifyError),
-    /// No events were recorded before `until`, or all of them are already exported and no partition could be dropped.
+    /// No event before the `until` of [`export`] is left to export, and no partition could be dropped.
     #[error("nothing to export: every sealed event before that time is in an earlier export")]
     Nothing,
     /// Some events from before `until` are not sealed yet.

@@ -125,7 +125,7 @@ impl DatabaseUrl {
         self.others.is_empty().then(|| (self.first.get_host(), self.first.get_port()))
     }
 
-    /// Returns whether the connection to at least one remote host is without TLS.
+    /// Returns whether the connection to at least one remote host is without TLS. sqlx handles `allow` like `disable`.
     pub fn is_plaintext(&self) -> bool {
         self.any_remote(|mode| matches!(mode, PgSslMode::Disable | PgSslMode::Allow))
     }
@@ -183,7 +183,7 @@ impl DatabaseUrl {
     }
 }
 
-/// Returns whether a server is reached without a network, by a socket or a loopback address.
+/// Returns whether a server is reached without a network, by a Unix socket or a loopback address.
 fn is_local(server: &PgConnectOptions) -> bool {
     let host = server.get_host();
     server.get_socket().is_some()
@@ -306,7 +306,7 @@ pub(super) fn is_retryable(error: &sqlx::Error) -> bool {
 }
 
 /// Returns the rank of an error. If all hosts fail, [`race`] returns the error with the highest rank, because that
-/// error is the most informative.
+/// error is the most informative. A server that is starting (57P03) ranks like an unreachable one.
 fn rank(error: &sqlx::Error) -> u8 {
     match Unavailable::of(error) {
         Unavailable::Standby | Unavailable::ReadOnly => 2,

@@ -48,7 +48,7 @@ pub async fn shed(State(InFlight(permits)): State<InFlight>, request: Request, n
     }
 }
 
-/// The request's deadline. Handlers that must return a result respond before it.
+/// The time at which [`deadline`] drops a request's handler. A handler that must send its result responds earlier.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(pub Instant);
 

@@ -62,8 +62,8 @@ const TOO_LARGE: &str = "too_large";
 pub struct Limits {
     /// Maximum number of open connections. Further connections wait until another one ends.
     pub max_connections: usize,
-    /// Maximum number of open connections from one address; 0 disables the limit. A further connection is closed
-    /// immediately, because a waiting one would occupy a slot that other addresses need.
+    /// Maximum number of open connections from one IPv4 address or IPv6 /64 network; 0 disables the limit. A further
+    /// connection is closed immediately, because a waiting one would count towards `max_connections`.
     pub max_connections_per_address: usize,
     /// Networks that are exempt from the per-address limit: proxies, which forward the connections of many clients.
     pub proxies: Vec<IpNet>,
@@ -245,8 +245,8 @@ struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// Takes one of the connection slots that the peer's address is allowed to use. Returns `Ok(None)` if the address
-    /// is exempt from the limit, and an error if the address has no free slot.
+    /// Takes one of the connection slots of the peer's IPv4 address or IPv6 /64 network. Returns `Ok(None)` if the
+    /// address is exempt from the limit, and an error if no slot is free.
     fn take_slot(&self, peer: SocketAddr) -> Result<Option<NetworkSlot>, ()> {
         let address = peer.ip().to_canonical();
         if client_address::is_within(&self.proxies, address) {

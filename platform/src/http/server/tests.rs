@@ -147,7 +147,8 @@ async fn a_half_closed_connection_is_served_and_then_closed() {
     client.request("/held").await;
     gate.entered.notified().await;
     client.0.shutdown().await.unwrap();
-    // During these 100 ms the server receives the end of the client's input, which must not end the request.
+    // During these 100 ms the server receives the end of the client's input. The server cannot distinguish a half-closed
+    // connection from a closed one, so the request must continue for a while.
     assert!(timeout(Duration::from_millis(100), client.0.readable()).await.is_err());
     gate.release.notify_one();
     assert!(client.read_until_closed().await.ends_with("released"));

@@ -109,8 +109,8 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 }
 
-/// Returns the trace and the span of an event. The SDK may log while it holds a span's lock. Reading the ids at that
-/// moment would deadlock, so the SDK's own events have no trace.
+/// Returns the ids of the current trace and span for an event. The OpenTelemetry SDK may log while it holds a span's
+/// lock. Reading the ids at that moment would deadlock, so the SDK's own events have no trace.
 fn trace(metadata: &Metadata<'_>) -> Option<(TraceId, SpanId)> {
     if metadata.target().starts_with("opentelemetry") {
         return None;

@@ -56,11 +56,11 @@ pub enum LogsError {
 const MAX_QUEUED_LINES: usize = 8_192;
 
 /// Maximum number of queued audit log lines per sink: those of a busy service in about half a minute. Audit log lines
-/// have a queue of their own, so that a flood of other lines does not cause their loss. The queue is long, so that a
-/// reader that is slow for a short time does not cause it either. A reader that stalls permanently must not stop the
-/// service, so lines that do not fit are dropped and counted. The audit events of dropped lines are not lost, because
-/// the database stores them. The number and hash of the newest seal (see `docs/audit.md`) are logged again at each
-/// sealing interval.
+/// have a queue of their own, so that a flood of other lines does not cause their loss. The queue is long, so that no
+/// lines are lost while a reader is slow for a short time. A reader that stalls permanently must not stop the service,
+/// so lines that do not fit are dropped and counted. The audit events of dropped lines are not lost, because the
+/// database stores them. A dropped line about a seal does no harm, because the newest seal (see `docs/audit.md`) is
+/// logged again at each sealing interval.
 const MAX_QUEUED_AUDIT_LINES: usize = 16_384;
 
 /// A queue, and a thread that writes its lines.
@@ -70,8 +70,8 @@ pub(in crate::telemetry) struct Sink {
     queue: NonBlocking,
 }
 
-/// The lines that a sink accepts. Audit log lines always have sinks of their own. They must not be dropped because of
-/// other lines, and their files have other readers.
+/// The lines that a sink accepts. Audit log lines always have sinks of their own, because other lines must not cause
+/// their loss, and because the audit log files have other readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SinkKind {
     Audit,

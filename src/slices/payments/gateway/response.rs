@@ -134,10 +134,10 @@ impl<T> GatewayResponse<T> {
 /// Result of a request to the gateway.
 #[derive(Debug)]
 pub enum SendResult<T> {
-    /// The gateway returned the object. The outcome is certain if the object matches the request.
+    /// The gateway returned the object. The outcome is final if the object matches the request.
     Response(GatewayResponse<T>),
-    /// The gateway rejected the request (4xx except 408, 409, 425 and 429). For a charge, the outcome is certain only
-    /// if no other attempt may have reached the gateway. For a refund, a rejection is never a certain outcome.
+    /// The gateway rejected the request (4xx except 408, 409, 425 and 429). For a charge, the outcome is final only if
+    /// no other attempt can have reached the gateway. For a refund, a rejection is never a final outcome.
     Rejected(StatusCode),
     /// The gateway has a different body under this key (409). The outcome is unknown. A 409 is not expected, because
     /// each resend has the stored body unchanged.

@@ -104,7 +104,7 @@ pub struct Payment {
     pub updated_at: DateTime<Utc>,
 }
 
-/// The payment method of an attempt.
+/// A request to pay an order.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewPayment {

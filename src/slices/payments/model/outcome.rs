@@ -8,7 +8,7 @@ use crate::slices::payments::{
     gateway_key::GatewayKey,
 };
 
-/// Reason why a payment attempt charged nothing, or did not charge immediately. The reasons are label values of
+/// Reason why a payment attempt charged nothing, or why its outcome is unknown. The reasons are label values of
 /// `payment_failures_total`, so their number must be fixed. An arbitrary text of the gateway is therefore never a
 /// reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl FailureReason {
     }
 }
 
-/// A certain outcome of a payment, or a rejection, which may prove that nothing was charged.
+/// A final outcome of a payment, or a rejection, which may prove that nothing was charged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {
     /// The money was taken.
@@ -154,7 +154,7 @@ pub fn check_charge(
     })
 }
 
-/// A certain outcome of a refund, from a refund object of the gateway or from an operator.
+/// A final outcome of a refund, from a refund object of the gateway or from an operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefundSettlement {
     /// True if the money was refunded.

@@ -382,7 +382,8 @@ fn first_id_at(time: DateTime<Utc>) -> Uuid {
     Builder::from_unix_timestamp_millis(milliseconds, &[0; 10]).into_uuid()
 }
 
-/// Returns the references of a page's unlisted records, at most [`MAX_UNLISTED`], and the position of the next page.
+/// Returns the references of a page's unlisted records, at most [`MAX_UNLISTED`], and the id after which the next page
+/// begins. The id is `None` after the last page.
 fn unlisted(page: &[AgedRecord]) -> (BTreeSet<GatewayKey>, Option<String>) {
     let mut unlisted = page.iter().filter(|record| record.unlisted);
     let polled: Vec<_> = unlisted.by_ref().take(MAX_UNLISTED).collect();

@@ -50,8 +50,8 @@ async fn every_route_admits_exactly_its_roles() {
     let mut rejected = 0;
     for (method, route, request, expected) in routes() {
         for (role, expected) in CALLERS.into_iter().zip(expected) {
-            // Each request gets records with a new owner, and a new session, because some requests change the records
-            // or the owner, or end the session.
+            // Each request uses a new owner's records, and a new session if the caller has one, because some requests
+            // change the records or the owner, or end the session.
             let owner = service.customer().await;
             let (client, email) = match (role, staff.user(role)) {
                 ("customer", _) => ((*owner).clone(), owner.email.clone()),

@@ -13,9 +13,9 @@ use crate::{
     },
 };
 
-/// Returns the name and the text of a rule file. Windows in minutes, and `for` durations of two or three minutes, have
-/// seconds instead, so that the alert fires soon. The threshold of `PaymentFailureRatioHigh` is 0.25 instead of 0.05. A
-/// window of seconds has few attempts, so one or two failures on a busy machine already exceed a ratio of 0.05.
+/// Returns the name and the text of a rule file. Each minute of a window, and of a `for` of two or three minutes,
+/// becomes a second, so that the alert fires soon. The threshold of `PaymentFailureRatioHigh` is 0.25 instead of 0.05.
+/// A window of seconds has few attempts, so one or two failures on a busy machine already exceed a ratio of 0.05.
 fn with_seconds_for_minutes(file: &str) -> (String, String) {
     let rules = file_with(
         &format!("prometheus/rules/{file}"),

@@ -15,7 +15,7 @@ export const RESTORE_VIEWS = [];
 /** Description of the simulated traffic. */
 export const TRAFFIC = "Customers who register, create and read notes, repeat requests, and send invalid requests.";
 
-/** Texts about the reconciliation and its invariants: empty while no other service stores records to compare. */
+/** What the reconciliation compares, and which rules must hold: empty while no other service stores records to compare. */
 export const RECONCILIATION = ["", ""];
 
 /** Returns the numbers of a reconciliation, each with its label: none. */

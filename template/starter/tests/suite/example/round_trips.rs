@@ -35,7 +35,7 @@ async fn note_routes_make_the_documented_number_of_round_trips() {
     assert_eq!(counted, ROUND_TRIPS);
 }
 
-/// A difference would be measurable as a response time, and would reveal which notes exist.
+/// A difference in cost would be measurable as a response time, and would reveal which notes exist.
 #[tokio::test]
 async fn a_404_costs_the_same_for_a_missing_and_a_foreign_note() {
     let service = counted_service().await;

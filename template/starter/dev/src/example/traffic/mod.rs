@@ -28,7 +28,7 @@ pub(crate) async fn browse(request: &ApiRequest<'_>) {
 }
 
 /// Sends one request of a customer who is logged in. One kind of invalid request reads the last note of
-/// `other_customer`. If there is none, it reads a random id without a note.
+/// `other_customer`, or requests a random id if there is no such note.
 pub(crate) async fn act(
     request: &ApiRequest<'_>,
     customer: &Mutex<Customer>,
