@@ -65,6 +65,9 @@ impl Server {
             .env("GATEWAY_WEBHOOK_SECRET", GATEWAY_WEBHOOK_SECRET)
             .env("RATE_LIMIT_CALLER_PER_SECOND", "0")
             .env("RATE_LIMIT_ADDRESS_PER_SECOND", "0")
+            // All requests of the load have one address.
+            .env("MAX_REQUESTS_IN_FLIGHT_PER_ADDRESS", "0")
+            .env("MAX_CONNECTIONS_PER_ADDRESS", "0")
             .env("SHUTDOWN_GRACE_SECONDS", "0")
             .log_to(&log)
             .uncaptured();
