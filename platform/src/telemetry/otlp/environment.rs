@@ -20,9 +20,8 @@ const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
 /// `OTEL_EXPORTER_OTLP_LOGS_`.
 const EXPORT_VARIABLES: [&str; 5] = ["COMPRESSION", "ENDPOINT", "HEADERS", "PROTOCOL", "TIMEOUT"];
 
-/// Supported variables that are neither export variables nor settings of [`OpenTelemetry`].
-const SUPPORTED: [&str; 10] = [
-    "OTEL_TRACES_EXPORTER",
+/// Supported variables with a number that are not declared as settings.
+const NUMBERS: [&str; 9] = [
     "OTEL_BSP_MAX_QUEUE_SIZE",
     "OTEL_BSP_SCHEDULE_DELAY",
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
@@ -151,11 +150,10 @@ pub(in crate::telemetry) fn warnings(settings: &OpenTelemetry) -> Vec<String> {
         }
     }
     let timeouts = Signal::ALL.into_iter().flat_map(|signal| names_of(signal, "TIMEOUT"));
-    let numbers = timeouts.chain(SUPPORTED.map(str::to_owned)).filter(|name| name != "OTEL_TRACES_EXPORTER");
-    for variable in numbers.collect::<BTreeSet<_>>() {
-        let minimum = u32::from(variable.ends_with("_MAX_QUEUE_SIZE"));
+    for variable in timeouts.chain(NUMBERS.map(str::to_owned)).collect::<BTreeSet<_>>() {
+        let minimum = u64::from(variable.ends_with("_MAX_QUEUE_SIZE"));
         if let Some(value) = read_variable(&variable)
-            && !value.parse().is_ok_and(|number: u32| number >= minimum)
+            && !value.parse().is_ok_and(|number: u64| number >= minimum)
         {
             warnings.push(format!("ignored {variable}: it is not a number of at least {minimum}"));
         }
@@ -180,7 +178,8 @@ fn is_unsupported(name: &str) -> bool {
         let without_signal = ["TRACES_", "LOGS_"].iter().find_map(|signal| rest.strip_prefix(signal));
         EXPORT_VARIABLES.contains(&without_signal.unwrap_or(rest))
     };
-    let is_known = SUPPORTED.contains(&name)
+    let is_known = name == "OTEL_TRACES_EXPORTER"
+        || NUMBERS.contains(&name)
         || OpenTelemetry::settings().any(|setting| setting.name == name)
         || name.strip_prefix("OTEL_EXPORTER_OTLP_").is_some_and(is_export_variable);
     name.starts_with("OTEL_") && !is_known

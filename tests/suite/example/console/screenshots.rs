@@ -7,10 +7,10 @@ use serde_json::json;
 
 use crate::console::fixture::{ConsoleFixture, get};
 
-/// Takes a screenshot of every view at the width of a desktop with the light theme, and at the width of a phone with the
-/// dark theme. Checks that no view is wider than its window.
+/// Takes a screenshot of every view at the width of a desktop and of a phone, with the light and the dark theme. Checks
+/// that no view is wider than its window.
 #[tokio::test]
-async fn every_view_fits_a_window_and_a_phone() {
+async fn every_view_fits_a_window_and_a_phone_in_light_and_in_dark() {
     let (fixture, traffic) = ConsoleFixture::with_traffic(25.0).await;
     let Some(browser) = fixture.open("/now").await else { return };
     wait_for_points(&fixture, 60).await;
@@ -38,18 +38,20 @@ async fn every_view_fits_a_window_and_a_phone() {
         ("audit", "/audit".to_owned(), ".seals li"),
     ];
     for (name, path, part) in views {
-        for (device, width, height, scheme) in [("window", 1280, 900, "light"), ("phone", 390, 844, "dark")] {
-            browser.resize(width, height).await;
-            browser.set_color_scheme(scheme).await;
-            browser.go(&path).await;
-            browser.wait_until_shown(part, "").await;
-            if name == "audit" {
-                browser.click("#verify").await;
-                browser.wait_until_shown("#verification", "The chain is intact").await;
+        for (device, width, height) in [("window", 1280, 900), ("phone", 390, 844)] {
+            for scheme in ["light", "dark"] {
+                browser.resize(width, height).await;
+                browser.set_color_scheme(scheme).await;
+                browser.go(&path).await;
+                browser.wait_until_shown(part, "").await;
+                if name == "audit" {
+                    browser.click("#verify").await;
+                    browser.wait_until_shown("#verification", "The chain is intact").await;
+                }
+                let wider = browser.run("return document.documentElement.scrollWidth - innerWidth").await;
+                assert_eq!(wider, json!(0), "{name} is wider than the {device}");
+                browser.screenshot(&format!("{name}-{device}-{scheme}")).await;
             }
-            let wider = browser.run("return document.documentElement.scrollWidth - innerWidth").await;
-            assert_eq!(wider, json!(0), "{name} is wider than the {device}");
-            browser.screenshot(&format!("{name}-{device}-{scheme}")).await;
         }
     }
     browser.assert_no_errors().await;
